@@ -1,0 +1,1 @@
+"""Measurement: from text to datasets of diffs with measured labels."""

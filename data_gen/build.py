@@ -1,0 +1,232 @@
+"""Builds a dataset: text -> subject -> diffs -> measured labels -> parquet.
+
+    python -m data_gen.build +task=logit_lens model=tiny corpus=pydoc sites=mixed data_dir=data
+
+One forward pass a window of text serves every site and task. Documents are split before anything else is drawn; positions
+and sites are drawn from a generator keyed by the seed and the document, so the same config gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from data_gen import logit_lens
+from data_gen.corpus import CorpusConfig, Document, describe_corpus, iter_documents
+from diff_oracle.cli import entry_point
+from diff_oracle.randomness import keyed_rng
+from diff_oracle.records import Split, config_hash, is_dataset, schema, split_of, writing
+from diff_oracle.subject.capture import Query, capture
+from diff_oracle.subject.lens import label_tokens
+from diff_oracle.subject.loading import SubjectConfig, pick_device
+from diff_oracle.subject.model import Subject
+from diff_oracle.subject.sites import DiffSite, expand_sites
+from diff_oracle.tasks import make_tasks
+from diff_oracle.tasks.base import Task
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+MEASURES = {"logit_lens": logit_lens.measure}
+_WINDOWS_PER_FORWARD = 16
+_WINDOWS_PER_SHARD = 1024
+
+
+@dataclass
+class SitesConfig:
+    """Which diffs are taken."""
+
+    names: list[str] = field(default_factory=lambda: ["layers", "components", "heads", "spans"])
+    """Site sets (layers, components, heads, spans) or single sites (L3H2); each name is drawn equally often."""
+    per_position: int = 6
+    """Different sites taken at each position."""
+
+
+@dataclass
+class SamplingConfig:
+    """How much text is read, and where."""
+
+    max_documents: int = 1500
+    """Documents read from the corpus."""
+    context_length: int = 96
+    """Tokens a window, the beginning-of-sequence token included."""
+    windows_per_document: int = 4
+    """Windows taken from a long document, from its start on."""
+    positions_per_window: int = 4
+    """Positions drawn in a window."""
+    min_position: int = 8
+    """First position that may be drawn; position 0 never is."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"sampling.{name} must be at least 1, got {value}")
+        if self.min_position >= self.context_length:
+            raise ValueError(
+                f"sampling.min_position={self.min_position} must be below sampling.context_length={self.context_length}"
+            )
+
+
+@dataclass
+class BuildConfig:
+    """Everything that a dataset depends on."""
+
+    model: SubjectConfig = field(default_factory=SubjectConfig)
+    """The subject."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """Where text comes from."""
+    sites: SitesConfig = field(default_factory=SitesConfig)
+    """Which diffs are taken."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How much text is read, and where."""
+    tasks: dict[str, Any] = field(default_factory=dict)
+    """What is measured: filled by +task=NAME."""
+    seed: int = 0
+    """Keys every draw."""
+    data_dir: str = "data"
+    """Datasets live in here, one folder each."""
+    run_dir: str | None = None
+    """Logs and results of this run go here."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: the first of cuda, mps, cpu that is there."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a document, as the subject sees it."""
+
+    doc_id: str
+    split: Split
+    token_ids: list[int]
+    queries: list[tuple[int, DiffSite]]
+
+
+def build(config: BuildConfig, subject: Subject | None = None) -> Path:
+    """Builds the dataset of a config unless it stands already; returns its directory.
+
+    Raises:
+        ValueError: A config value is out of range, the corpus is empty or too short, or an activation is not finite.
+    """
+    tasks = make_tasks(config.tasks)
+    subject = subject or Subject.load(config.model, pick_device(config.device))
+    content = {
+        "subject": subject.identity.to_dict(),
+        "corpus": describe_corpus(config.corpus),
+        "tasks": {task.name: asdict(task.config) for task in tasks},
+        "sites": asdict(config.sites),
+        "sampling": asdict(config.sampling),
+        "seed": config.seed,
+    }
+    path = Path(config.data_dir) / f"{subject.identity.name}-{config.corpus.name}-{config_hash(content)}"
+    if is_dataset(path):
+        logger.info("dataset: %s (already there)", path)
+        return path
+    logger.info("dataset: building %s", path)
+    site_sets = [expand_sites([name], subject.n_layers, subject.n_heads) for name in config.sites.names]
+    allowed = label_tokens(subject.tokenizer, subject.identity.vocab_size).to(subject.device)
+    counts = {"documents": 0, "documents_too_short": 0, "windows": 0}
+    documents = islice(iter_documents(config.corpus), config.sampling.max_documents)
+    windows = _windows(subject.tokenizer, documents, site_sets, config, counts)
+    with writing(path, schema(subject.d_model, config.tasks)) as writer:
+        with tqdm(desc="measuring", unit=" windows") as bar:
+            for shard in _batched(windows, _WINDOWS_PER_SHARD):
+                rows: dict[str, list[Any]] = {}
+                for batch in _batched(shard, _WINDOWS_PER_FORWARD):
+                    for name, values in _measure(subject, batch, tasks, allowed).items():
+                        rows.setdefault(name, []).extend(values)
+                    bar.update(len(batch))
+                writer.write_shard(rows)
+        writer.write_manifest(content, counts)
+    return path
+
+
+def _windows(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterator[Document],
+    site_sets: list[list[DiffSite]],
+    config: BuildConfig,
+    counts: dict[str, int],
+) -> Iterator[Window]:
+    """Cuts documents into windows and draws each window's positions and sites."""
+    sampling = config.sampling
+    prefix = tokenizer("")["input_ids"]  # what this tokenizer puts before a text
+    length = sampling.context_length - len(prefix)
+    for document in documents:
+        counts["documents"] += 1
+        ids = tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
+        split, rng = split_of(document.text), keyed_rng(config.seed, "windows", document.doc_id)
+        pieces = [prefix + list(piece) for piece in _batched(ids, length)][: sampling.windows_per_document]
+        pieces = [piece for piece in pieces if len(piece) > sampling.min_position]
+        if not pieces:
+            counts["documents_too_short"] += 1
+        for piece in pieces:
+            candidates = np.arange(sampling.min_position, len(piece))
+            positions = rng.permutation(candidates)[: sampling.positions_per_window]
+            queries = [(int(p), site) for p in sorted(positions) for site in _draw_sites(site_sets, config.sites, rng)]
+            counts["windows"] += 1
+            yield Window(document.doc_id, split, piece, queries)
+
+
+def _draw_sites(site_sets: list[list[DiffSite]], config: SitesConfig, rng: np.random.Generator) -> list[DiffSite]:
+    """Different sites: each time a set is drawn, then a site in it."""
+    wanted = min(config.per_position, len({site for sites in site_sets for site in sites}))
+    drawn: dict[DiffSite, None] = {}
+    while len(drawn) < wanted:
+        sites = site_sets[rng.integers(len(site_sets))]
+        drawn[sites[rng.integers(len(sites))]] = None
+    return list(drawn)
+
+
+def _measure(
+    subject: Subject, windows: tuple[Window, ...], tasks: list[Task], allowed: Bool[Tensor, "vocab"]
+) -> dict[str, list[Any]]:
+    """One forward pass over right-padded windows; the rows of all their queries."""
+    width = max(len(window.token_ids) for window in windows)
+    token_ids = torch.zeros(len(windows), width, dtype=torch.long, device=subject.device)
+    for row, window in enumerate(windows):
+        token_ids[row, : len(window.token_ids)] = torch.tensor(window.token_ids)
+    queries = [Query(row, p, site) for row, window in enumerate(windows) for p, site in window.queries]
+    captured = capture(subject, token_ids, queries)
+    owners = [windows[query.row] for query in queries]
+    columns: dict[str, list[Any]] = {
+        "doc_id": [w.doc_id for w in owners],
+        "split": [w.split for w in owners],
+        "site": [str(query.site) for query in queries],
+        "position": [query.position for query in queries],
+        "token_ids": [w.token_ids[: query.position + 1] for w, query in zip(owners, queries, strict=True)],
+        "diff": list(captured.diff.cpu().numpy()),
+        "before": list(captured.before.cpu().numpy()),
+        "diff_norm": captured.diff.norm(dim=-1).tolist(),
+        "before_norm": captured.before.norm(dim=-1).tolist(),
+    }
+    for task in tasks:
+        columns |= MEASURES[task.name](subject, captured, allowed, task.config)
+    return columns
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    iterator = iter(items)
+    while batch := tuple(islice(iterator, size)):
+        yield batch
+
+
+def run(config: BuildConfig) -> None:
+    """The command: builds and says where."""
+    print(build(config))
+
+
+main = entry_point("build", BuildConfig, run)
+
+if __name__ == "__main__":
+    main()

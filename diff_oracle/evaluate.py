@@ -1,0 +1,72 @@
+"""Evaluates a trained oracle again, on the dataset that it was trained with.
+
+    python -m diff_oracle.evaluate oracle=runs/demo
+
+Reads the run directory that training wrote; the same settings give the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+
+from diff_oracle.cli import entry_point
+from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, to_rows
+from diff_oracle.evaluation.report import terminal_table
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.provenance import provenance
+from diff_oracle.records import Split, open_dataset
+from diff_oracle.subject.loading import pick_device
+from diff_oracle.tasks import make_tasks
+
+
+@dataclass
+class EvaluateConfig:
+    """What to evaluate."""
+
+    oracle: str = "???"
+    """A run directory that `diff_oracle.train` wrote."""
+    data_dir: str | None = None
+    """Where the dataset's folder lies now, if it is not where training found it."""
+    split: str = "test"
+    """Reports use `test`; choose between runs by `select`."""
+    num_rows: int | None = None
+    """Rows to ask; as in training if not given."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    run_dir: str | None = None
+    """Where eval.json goes."""
+
+
+def run(config: EvaluateConfig) -> None:
+    """Loads, asks, prints, writes."""
+    assert config.run_dir is not None  # the command sets it
+    if config.split not in ("select", "test"):
+        raise ValueError(f"split must be select or test, got {config.split!r}")
+    source, device = Path(config.oracle), pick_device(config.device)
+    if not (source / "run.json").is_file():
+        raise ValueError(f"oracle={source} is no run directory of diff_oracle.train: it has no run.json")
+    trained = json.loads((source / "run.json").read_text())
+    oracle = Oracle.from_pretrained(source / "oracle", device)
+    dataset_dir = Path(trained["dataset"])
+    if config.data_dir is not None:
+        dataset_dir = Path(config.data_dir) / dataset_dir.name
+    dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
+    settings = EvaluationConfig(**trained["config"]["evaluation"])
+    if config.num_rows is not None:
+        settings.num_rows = config.num_rows
+    tasks = make_tasks(trained["config"]["tasks"])
+    rows = to_rows(evaluate(oracle, dataset, tasks, settings, cast(Split, config.split), trained["config"]["seed"]))
+    (Path(config.run_dir) / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (Path(config.run_dir) / "run.json").write_text(json.dumps(provenance(device), indent=2) + "\n")
+    Console().print(terminal_table(rows))
+
+
+main = entry_point("evaluate", EvaluateConfig, run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Scores, their controls, their confidence intervals, the table."""

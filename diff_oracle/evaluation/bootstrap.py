@@ -1,0 +1,38 @@
+"""Confidence intervals by resampling documents: rows of one document are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    n_docs: int
+
+
+class DocumentBootstrap:
+    """Draws documents with replacement once; every mean over the same rows uses the same draws, so differences are paired."""
+
+    def __init__(self, doc_ids: Sequence[str], resamples: int, rng: np.random.Generator) -> None:
+        names, self._cluster = np.unique(np.asarray(doc_ids), return_inverse=True)
+        self._num_docs = len(names)
+        uniform = np.full(self._num_docs, 1 / self._num_docs)
+        self._times: Int[np.ndarray, "resample doc"] = rng.multinomial(self._num_docs, uniform, size=resamples)
+
+    def estimate(self, values: Float[np.ndarray, "row"]) -> Estimate:
+        """The mean over rows and its percentile interval."""
+        sums = np.bincount(self._cluster, weights=values, minlength=self._num_docs)
+        counts = np.bincount(self._cluster, minlength=self._num_docs)
+        means = (self._times @ sums) / (self._times @ counts)
+        low, high = np.quantile(means, (0.025, 0.975))
+        return Estimate(float(np.mean(values)), float(low), float(high), len(values), self._num_docs)

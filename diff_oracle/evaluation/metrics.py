@@ -1,0 +1,166 @@
+"""Asks an oracle the questions of a split, with every control, and scores the answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diff_oracle.evaluation.bootstrap import DocumentBootstrap
+from diff_oracle.evaluation.controls import CONTROLS, MATCHED, SITE_PRIOR, control_prompts, draw_rows
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.prompt import Prompt
+from diff_oracle.randomness import keyed_rng
+from diff_oracle.records import DiffDataset, Record, Split
+from diff_oracle.subject.sites import DiffSite
+from diff_oracle.tasks import Question, Task
+from diff_oracle.tasks.base import Phrasing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationConfig:
+    """How much is asked."""
+
+    num_rows: int = 600
+    """Rows of split `test`; a third of them is asked in held-out wordings."""
+    curve_rows: int = 96
+    """Rows of split `select` for a point of the learning curve and for the selection metric."""
+    batch_size: int = 128
+    """Prompts answered at once."""
+    resamples: int = 2000
+    """Bootstrap resamples of the documents."""
+    controls: list[str] = field(default_factory=lambda: list(CONTROLS))
+    """Controls to ask; `matched` is always asked."""
+
+    def __post_init__(self) -> None:
+        for control in self.controls:
+            if control not in CONTROLS:
+                raise ValueError(f"unknown control {control!r}: choose from {', '.join(CONTROLS)}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of eval.json."""
+
+    task: str
+    question: str
+    split: str
+    site_group: str
+    control: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    n_docs: int
+
+
+def evaluate(
+    oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], config: EvaluationConfig, split: Split, seed: int
+) -> list[Result]:
+    """Every task's and kind's scores on a split, with controls, by site group, and matched − control, with intervals."""
+    records = dataset.split(split)
+    rows, partner_rows = draw_rows(records, config.num_rows, seed)
+    chosen, partners = records.take(rows), records.take(partner_rows)
+    controls = [MATCHED, *(c for c in config.controls if c != MATCHED)]
+    results: list[Result] = []
+    for task in tasks:
+        prior = task.fit_prior(dataset.split("train"), oracle.vocabulary)
+        for kind in task.kinds:
+            questions = [_question(task, record, kind, index, seed) for index, record in enumerate(chosen)]
+            scores: dict[str, Float[np.ndarray, "row"]] = {}
+            for control in controls:
+                logger.info("asking %s/%s: %s", task.name, kind, control)
+                if control == SITE_PRIOR:
+                    answers = [prior.answer(r.site, q) for r, q in zip(chosen, questions, strict=True)]
+                else:
+                    prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
+                    answers = answer(oracle, prompts, questions, config.batch_size)
+                scores[control] = np.array(
+                    [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
+                )
+            results += _summarise(task.name, kind, split, chosen, questions, scores, config.resamples, seed)
+    return results
+
+
+def selection_scores(
+    oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], config: EvaluationConfig, seed: int
+) -> dict[str, float]:
+    """Mean scores on split `select`, matched and shuffled: cheap enough to be asked while training."""
+    records = dataset.split("select")
+    rows, partner_rows = draw_rows(records, config.curve_rows, seed)
+    chosen, partners = records.take(rows), records.take(partner_rows)
+    scores = {}
+    for task in tasks:
+        for kind in task.kinds:
+            questions = [task.question(r, kind, keyed_rng(seed, "select", kind, i)) for i, r in enumerate(chosen)]
+            for control in (MATCHED, "shuffled"):
+                prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
+                answers = answer(oracle, prompts, questions, config.batch_size)
+                right = [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
+                scores[f"select/{task.name}/{kind}/{control}"] = float(np.mean(right))
+    return scores
+
+
+def selection_metric(scores: dict[str, float]) -> float:
+    """What a sweep maximises: matched − shuffled on split `select`, mean over tasks and kinds."""
+    matched = [value for name, value in scores.items() if name.endswith(f"/{MATCHED}")]
+    shuffled = [value for name, value in scores.items() if name.endswith("/shuffled")]
+    return float(np.mean(matched) - np.mean(shuffled))
+
+
+def answer(oracle: Oracle, prompts: Sequence[Prompt], questions: Sequence[Question], batch_size: int) -> list[str]:
+    """Answers in canonical form: by the choices' logits where there are choices, else generated."""
+    if questions[0].choices:
+        log_probs = oracle.choice_log_probs(prompts, [q.choices for q in questions], batch_size)
+        best = [int(row.argmax()) for row in log_probs]
+        return [oracle.vocabulary.show(q.choices[i]) for q, i in zip(questions, best, strict=True)]
+    longest = max(len(oracle.vocabulary.encode(q.answer)) for q in questions)
+    return oracle.generate(prompts, max_new_tokens=longest + 1, batch_size=batch_size)
+
+
+def _question(task: Task, record: Record, kind: str, index: int, seed: int) -> Question:
+    phrasing: Phrasing = "heldout" if index % 3 == 2 else "seen"
+    return task.question(record, kind, keyed_rng(seed, "evaluation", kind, index), phrasing)
+
+
+def _summarise(
+    task: str,
+    kind: str,
+    split: Split,
+    records: Sequence[Record],
+    questions: Sequence[Question],
+    scores: dict[str, Float[np.ndarray, "row"]],
+    resamples: int,
+    seed: int,
+) -> list[Result]:
+    groups = np.array([DiffSite.parse(record.site).group for record in records])
+    heldout = np.array([question.phrasing == "heldout" for question in questions])
+    doc_ids = np.array([record.doc_id for record in records])
+    metric = "accuracy" if questions[0].choices else "precision"
+    parts = [(kind, "all", ~heldout), (f"{kind}, held-out wording", "all", heldout)]
+    parts += [(kind, str(group), ~heldout & (groups == group)) for group in sorted(set(groups))]
+    results = []
+    for question, group, mask in parts:
+        if not mask.any():
+            continue
+        bootstrap = DocumentBootstrap(doc_ids[mask], resamples, keyed_rng(seed, "bootstrap"))
+        for control, values in scores.items():
+            lines = [(control, values)]
+            if control != MATCHED:
+                lines.append((f"{MATCHED} - {control}", scores[MATCHED] - values))
+            for name, line in lines:
+                estimate = bootstrap.estimate(line[mask])
+                results.append(Result(task, question, split, group, name, metric, **asdict(estimate)))
+    return results
+
+
+def to_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The content of eval.json."""
+    return [asdict(result) for result in results]

@@ -1,0 +1,87 @@
+"""What people read: the table of an evaluation, in the terminal and as Markdown, and the learning curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from diff_oracle.evaluation.controls import CONTROLS, MATCHED
+
+Row = Mapping[str, Any]
+HEADER = ("question", "sites", "control", "score [95 % CI]", "matched - control [95 % CI]", "rows (documents)")
+
+
+def table_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """One line a score: the score and how far `matched` is above it, each with its interval.
+
+    Every control for all sites together; for single site groups only `matched` and `shuffled`.
+    """
+    by_key = {(r["task"], r["question"], r["site_group"], r["control"]): r for r in rows}
+    lines = []
+    for (task, question, group, control), row in by_key.items():
+        if control not in (CONTROLS if group == "all" else (MATCHED, "shuffled")):
+            continue
+        gap = by_key.get((task, question, group, f"{MATCHED} - {control}"))
+        size = f"{row['n']} ({row['n_docs']})"
+        lines.append((f"{task}: {question}", group, control, _score(row), _score(gap) if gap else "", size))
+    return lines
+
+
+def _score(row: Row) -> str:
+    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def terminal_table(rows: Sequence[Row]) -> Table:
+    """The table for a terminal; a rule between questions, what repeats is left blank."""
+    table = Table(title=f"split {rows[0]['split']}: precision of open answers, accuracy of choices")
+    for name in HEADER:
+        table.add_column(name)
+    previous: tuple[str, ...] = ("", "")
+    for line in table_lines(rows):
+        if line[:2] != previous:
+            table.add_section()
+        shown = ("" if line[0] == previous[0] else line[0], "" if line[:2] == previous else line[1])
+        previous = line[:2]
+        table.add_row(*map(escape, (*shown, *line[2:])))
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table for a README: all sites together, seen wordings only; and `promoted` by kind of site."""
+    lines = [line for line in table_lines(rows) if "held-out" not in line[0]]
+    lines = [line for line in lines if line[1] == "all" or line[0].endswith(": promoted")]
+    text = [" | ".join(cells) for cells in (HEADER, ("---",) * len(HEADER), *lines)]
+    return "\n".join(f"| {line} |" for line in text)
+
+
+def draw_learning_curve(history: Sequence[Mapping[str, float]], file: Path) -> None:
+    """Training loss, and scores on split `select` for matched (solid) and shuffled (dashed) diffs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    left.plot(*zip(*losses, strict=True))
+    left.set(xlabel="step", ylabel="training loss (nats a token)", ylim=(0, None))
+    measured = [entry for entry in history if any(name.startswith("select/") for name in entry)]
+    names = [name for name in (measured[0] if measured else {}) if name.startswith("select/")]
+    colours = {question: f"C{i}" for i, question in enumerate(dict.fromkeys(n.rsplit("/", 1)[0] for n in names))}
+    for name in names:
+        question, control = name.rsplit("/", 1)
+        style = (
+            {"linestyle": "-", "label": question.removeprefix("select/")} if control == MATCHED else {"linestyle": ":"}
+        )
+        right.plot(
+            [e["step"] for e in measured], [e[name] for e in measured], color=colours[question], marker=".", **style
+        )
+    right.set(xlabel="step", ylabel="score on split select (dotted: shuffled)", ylim=(0, 1))
+    if names:
+        right.legend(fontsize="small")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""The model that reads diffs: prompts, injectors, the oracle itself."""

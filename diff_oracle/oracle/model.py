@@ -1,0 +1,222 @@
+"""The oracle: the subject's own weights + LoRA + an injector. Loss, generation, choices, saving, loading.
+
+A saved oracle is a folder: `adapter/` (PEFT), `injector.safetensors`, and `oracle.json` with everything needed to load
+it, checked on load.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diff_oracle.oracle.injection import INJECTORS, InjectionConfig
+from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder, PromptConfig
+from diff_oracle.records import Record
+from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
+from diff_oracle.tasks.text import Text, Vocabulary
+
+logger = logging.getLogger(__name__)
+
+SIDECAR = "oracle.json"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class LoraOptions:
+    """The adapter."""
+
+    rank: int = 32
+    """Rank of each update; every linear layer but the unembedding has one."""
+    alpha: float = 32.0
+    """Updates are scaled by alpha / rank."""
+
+
+@dataclass
+class OracleConfig:
+    """What an oracle is made of, beside its base model."""
+
+    lora: LoraOptions
+    prompt: PromptConfig
+    injection: InjectionConfig
+
+
+class Oracle(nn.Module):
+    """A language model that reads a diff at the slots of its prompt.
+
+    Attributes:
+        lm: The base model with its adapter.
+        injector: Puts diffs into the slots.
+        prompts: Writes and collates prompts.
+        vocabulary: Tokens as text.
+        identity: The base model's identity, which a dataset's subject must equal.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, base: SubjectConfig, config: OracleConfig, adapter: Path | None = None
+    ) -> None:
+        """On a loaded base model, with a fresh adapter or with one read from `adapter`; see `create`, `from_pretrained`."""
+        super().__init__()
+        self.base, self.config, self.identity = base, config, loaded.identity
+        self.vocabulary = Vocabulary(loaded.tokenizer, loaded.identity.vocab_size)
+        self.prompts = PromptBuilder(
+            self.vocabulary, config.prompt, config.injection.num_slots, loaded.identity.d_model
+        )
+        self.injector = INJECTORS[config.injection.kind](config.injection, loaded.model).to(loaded.model.device)
+        if adapter is None:
+            rank, alpha = config.lora.rank, config.lora.alpha
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+            self.lm: Any = get_peft_model(loaded.model, lora)
+        else:
+            self.lm = PeftModel.from_pretrained(loaded.model, str(adapter), is_trainable=True)
+
+    @classmethod
+    def create(cls, base: SubjectConfig, config: OracleConfig, device: str = "cpu") -> Oracle:
+        """A fresh oracle: it answers as its base model does until it is trained."""
+        return cls(load_hf_model(base, device), base, config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.lm.parameters()).device
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """Mean cross-entropy of the answers; logits are computed only where a label stands."""
+        inputs = Batch(**batch)  # type: ignore[typeddict-item]
+        base = self.lm.get_base_model()
+        with self.injector.injecting(inputs["slot_mask"], inputs["diff"]):
+            hidden = base.base_model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                position_ids=inputs["position_ids"],
+                use_cache=False,
+            ).last_hidden_state
+        targets = inputs["labels"][:, 1:]
+        labelled = targets != IGNORED
+        logits = base.get_output_embeddings()(hidden[:, :-1][labelled]).float()
+        return {"loss": nn.functional.cross_entropy(logits, targets[labelled])}
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[str]:
+        """Greedy answers, as text."""
+        answers = [""] * len(prompts)
+        for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
+            batch = self._batch([prompts[i] for i in indices])
+            with self.injector.injecting(batch["slot_mask"], batch["diff"]):
+                out = self.lm.generate(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=self.prompts.eos_id,
+                    pad_token_id=self.prompts.eos_id,
+                )
+            for i, row in zip(indices, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                answers[i] = self.vocabulary.decode(row)
+        return answers
+
+    @torch.no_grad()
+    def choice_log_probs(
+        self, prompts: Sequence[Prompt], choices: Sequence[Sequence[Text]], batch_size: int = 128
+    ) -> list[Float[Tensor, "choice"]]:
+        """For each prompt, the log-probability that the answer begins with each choice's first token.
+
+        Raises:
+            ValueError: Two choices begin with the same token.
+        """
+        firsts = [[self.vocabulary.encode(choice)[0] for choice in options] for options in choices]
+        for options, ids in zip(choices, firsts, strict=True):
+            if len(set(ids)) < len(ids):
+                shown = ", ".join(repr(self.vocabulary.show(choice)) for choice in options)
+                raise ValueError(f"choices are told apart by their first token, but two are the same: {shown}")
+        result: list[Float[Tensor, "choice"]] = [torch.empty(0)] * len(prompts)
+        for indices in tqdm(_by_length(prompts, batch_size), desc="choosing", unit=" batches", leave=False):
+            batch = self._batch([prompts[i] for i in indices])
+            with self.injector.injecting(batch["slot_mask"], batch["diff"]):
+                logits = self.lm(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    position_ids=batch["position_ids"],
+                    logits_to_keep=1,
+                    use_cache=False,
+                ).logits[:, -1]
+            for i, row in zip(indices, logits.float().log_softmax(-1).cpu(), strict=True):
+                result[i] = row[firsts[i]]
+        return result
+
+    def ask(self, record: Record, question: str, max_new_tokens: int = 32) -> str:
+        """The oracle's answer to a question of one's own about a record's diff."""
+        prompt = self.prompts.with_diff(record.site, record.diff, record.relative_size, (question,))
+        return self.generate([prompt], max_new_tokens)[0]
+
+    def choose(self, record: Record, question: str, choices: Sequence[str]) -> dict[str, float]:
+        """How likely the oracle finds each choice, among them."""
+        prompt = self.prompts.with_diff(record.site, record.diff, record.relative_size, (question,))
+        scores = self.choice_log_probs([prompt], [[(choice,) for choice in choices]])[0]
+        return dict(zip(choices, scores.softmax(-1).tolist(), strict=True))
+
+    def _batch(self, prompts: Sequence[Prompt]) -> Batch:
+        batch = self.prompts.collate(prompts)
+        return Batch(**{name: tensor.to(self.device) for name, tensor in batch.items()})  # type: ignore[typeddict-item, attr-defined]
+
+    def save(self, folder: Path) -> None:
+        """Writes adapter, injector and sidecar."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lm.save_pretrained(str(folder / "adapter"))
+        save_file(
+            {k: v.contiguous().cpu() for k, v in self.injector.state_dict().items()}, folder / "injector.safetensors"
+        )
+        sidecar = {
+            "format_version": FORMAT_VERSION,
+            "base": asdict(self.base),
+            "identity": self.identity.to_dict(),
+            "config": asdict(self.config),
+        }
+        (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", base: SubjectConfig | None = None) -> Oracle:
+        """Loads a saved oracle, on the base model it names or on the one given.
+
+        Raises:
+            ValueError: The folder holds no oracle, or one of another format or base model.
+        """
+        folder = Path(folder)
+        if not (folder / SIDECAR).is_file():
+            raise ValueError(f"{folder} holds no oracle: it has no {SIDECAR}")
+        sidecar = json.loads((folder / SIDECAR).read_text())
+        if sidecar["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"{folder} has format version {sidecar['format_version']}, expected {FORMAT_VERSION}")
+        parts = sidecar["config"]
+        config = OracleConfig(
+            LoraOptions(**parts["lora"]), PromptConfig(**parts["prompt"]), InjectionConfig(**parts["injection"])
+        )
+        base = base or SubjectConfig(**sidecar["base"])
+        loaded = load_hf_model(base, device)
+        found = loaded.identity.to_dict()
+        for key in ("weights_hash", "tokenizer_hash"):
+            if found[key] != sidecar["identity"][key]:
+                raise ValueError(
+                    f"{folder} is an oracle of another model: it was trained on {sidecar['identity']['name']} with {key} "
+                    f"{sidecar['identity'][key][:12]}, but {found['name']} has {found[key][:12]}"
+                )
+        oracle = cls(loaded, base, config, adapter=folder / "adapter")
+        oracle.injector.load_state_dict(load_file(folder / "injector.safetensors"))
+        return oracle.eval()
+
+
+def _by_length(prompts: Sequence[Prompt], batch_size: int) -> list[np.ndarray]:
+    """Indices in batches of like length, so that little is padded."""
+    order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -1,0 +1,165 @@
+"""Prompts: site, size, slots, question. Token ids throughout, so that slots and named tokens are exact.
+
+    Site L3H2, size medium: ▮▮▮▮
+    Which tokens become more likely?
+
+A slot is a token that stands for an injected vector. It is a token that no label and no common text holds (`slot_token`);
+slots are found by scanning the ids and must be as many as were asked for, side by side.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from diff_oracle.tasks.text import Text, Vocabulary
+
+IGNORED = -100  # labels that carry no loss
+_PLACE = "\u25ae"  # stands for the message while a chat template is split around it
+_SYSTEM = "You explain steps of a language model."
+_SIZES = ((0.03, "tiny"), (0.1, "small"), (0.3, "medium"), (1.0, "large"), (float("inf"), "huge"))
+
+
+@dataclass
+class PromptConfig:
+    """What a prompt shows beside the diff."""
+
+    show_site: bool = True
+    """Whether the oracle is told the site's name."""
+    show_size: bool = True
+    """Whether it is told ‖diff‖ / ‖before‖ in words; injection keeps only the direction."""
+    context_tokens: int = 48
+    """Last tokens of the context shown in prompts that carry text in place of a diff (control `text_only`)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's ids and the vector for its slots."""
+
+    ids: list[int]
+    diff: np.ndarray | None
+    """[d_model]; None where the prompt has no slots."""
+
+
+class Batch(TypedDict):
+    """Left-padded prompts, with answers behind them in training."""
+
+    input_ids: Int[Tensor, "row pos"]
+    attention_mask: Int[Tensor, "row pos"]
+    position_ids: Int[Tensor, "row pos"]
+    labels: Int[Tensor, "row pos"]
+    slot_mask: Bool[Tensor, "row pos"]
+    diff: Float[Tensor, "row d_model"]
+
+
+def size_word(relative_size: float) -> str:
+    """‖diff‖ / ‖before‖ as a word."""
+    return next(word for bound, word in _SIZES if relative_size < bound)
+
+
+def slot_token(vocabulary: Vocabulary) -> int:
+    """The id that stands for an injected vector: an unused special token, else a control character.
+
+    Raises:
+        ValueError: The tokenizer has neither.
+    """
+    tokenizer = vocabulary.tokenizer
+    template = str(tokenizer.chat_template or "")
+    for i, token in sorted(tokenizer.added_tokens_decoder.items()):
+        if token.special and i not in tokenizer.all_special_ids and token.content not in template:
+            return int(i)
+    for i, text in enumerate(vocabulary.texts):
+        if len(text) == 1 and unicodedata.category(text) == "Cc" and not text.isspace():
+            return i
+    raise ValueError("the tokenizer has no unused special token and no control character that could stand for a slot")
+
+
+class PromptBuilder:
+    """Writes prompts for one tokenizer and collates them.
+
+    Raises:
+        ValueError: The tokenizer has no token for the slot, or its chat template hides the user's message.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, config: PromptConfig, num_slots: int, d_model: int) -> None:
+        self.vocabulary, self.config, self.num_slots, self.d_model = vocabulary, config, num_slots, d_model
+        self.slot_id = slot_token(vocabulary)
+        tokenizer = vocabulary.tokenizer
+        self.eos_id = int(tokenizer.eos_token_id)
+        if tokenizer.chat_template:
+            messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _PLACE}]
+            frame = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            if frame.count(_PLACE) != 1:
+                raise ValueError("the tokenizer's chat template does not show the user's message once")
+            head, tail = frame.split(_PLACE)
+            self._head, self._tail = list(vocabulary.encode_string(head)), list(vocabulary.encode_string(tail))
+        else:
+            self._head, self._tail = list(tokenizer("")["input_ids"]), list(vocabulary.newline)
+
+    def with_diff(self, site: str, diff: np.ndarray, relative_size: float, question: Text) -> Prompt:
+        """The prompt for a diff; a zero diff leaves the slots empty."""
+        slots = (*self._heading(site, relative_size), ": ", *(self.slot_id,) * self.num_slots, "\n")
+        return Prompt(self._frame((*slots, *question)), diff)
+
+    def with_text(self, site: str, relative_size: float, context: Sequence[int], question: Text) -> Prompt:
+        """The prompt that shows the context's text in place of the diff; no slot."""
+        special = set(self.vocabulary.tokenizer.all_special_ids) | {self.slot_id}
+        shown = [int(i) for i in context[-self.config.context_tokens :] if int(i) not in special]
+        return Prompt(self._frame((*self._heading(site, relative_size), " after: ", *shown, "\n", *question)), None)
+
+    def _heading(self, site: str, relative_size: float) -> Text:
+        shown = [f"site {site}"] if self.config.show_site else []
+        shown += [f"size {size_word(relative_size)}"] if self.config.show_size else []
+        return (", ".join(["Step", *shown]),)
+
+    def _frame(self, text: Text) -> list[int]:
+        return self._head + self.vocabulary.encode(text) + self._tail
+
+    def collate(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]] | None = None) -> Batch:
+        """Pads on the left, so that every row ends at the same place; answers carry the labels, prompts none.
+
+        Raises:
+            ValueError: A row's slots are not as many as asked for, or not side by side.
+        """
+        rows = [
+            prompt.ids + ([*answer, self.eos_id] if answers is not None else [])
+            for prompt, answer in zip(prompts, answers if answers is not None else [()] * len(prompts), strict=True)
+        ]
+        width = max(map(len, rows))
+        input_ids = torch.full((len(rows), width), self.eos_id)
+        attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
+        labels = torch.full((len(rows), width), IGNORED)
+        slot_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        diff = torch.zeros(len(rows), self.d_model)
+        for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            start = width - len(row)
+            input_ids[i, start:] = torch.tensor(row)
+            attention_mask[i, start:] = 1
+            labels[i, start + len(prompt.ids) :] = input_ids[i, start + len(prompt.ids) :]
+            if prompt.diff is not None:
+                slot_mask[i, start : start + len(prompt.ids)] = torch.tensor(prompt.ids) == self.slot_id
+                diff[i] = torch.from_numpy(prompt.diff)
+                self._check_slots(slot_mask[i])
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            labels=labels,
+            slot_mask=slot_mask,
+            diff=diff,
+        )
+
+    def _check_slots(self, mask: Bool[Tensor, "pos"]) -> None:
+        found = mask.nonzero().flatten().tolist()
+        if len(found) != self.num_slots or found[-1] - found[0] != self.num_slots - 1:
+            raise ValueError(
+                f"expected {self.num_slots} slots side by side, found them at {found}: a question must not hold "
+                f"{self.vocabulary.texts[self.slot_id]!r}"
+            )

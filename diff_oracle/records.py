@@ -1,0 +1,277 @@
+"""The dataset: its schema, its manifest, writing, opening, splitting. Between measurement and language.
+
+A dataset is a directory of parquet shards, one row per (document, position, site), and `manifest.json`, which says what
+was measured, on which model and text, by which conventions. The directory's name ends in a hash of everything that changes
+a row. It is written beside its final place and renamed when whole, so a directory with a manifest is a whole dataset.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diff_oracle import __version__
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+Split = Literal["train", "select", "test"]
+SPLITS: tuple[Split, ...] = ("train", "select", "test")
+
+CONVENTIONS = {
+    "layer": "blocks are counted from 0; L{l} = resid_post[l] - resid_pre[l]",
+    "position": "token index in the context; the first token is 0 and is never used",
+    "diff": "raw float32, never normalised",
+    "logit_lens": "direct logit shift: (diff * gamma / sigma_final) W_U, no bias, no softcap, centred over the vocabulary",
+}
+
+LABEL_COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "logit_lens": {
+        "promoted_ids": pa.list_(pa.int32()),
+        "promoted_scores": pa.list_(pa.float32()),
+        "suppressed_ids": pa.list_(pa.int32()),
+        "suppressed_scores": pa.list_(pa.float32()),
+    },
+}
+
+
+def split_of(text: str, select_fraction: float = 0.1, test_fraction: float = 0.2) -> Split:
+    """A document's split, from a hash of its text with white space normalised, so one text is in one split."""
+    digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
+    unit = int.from_bytes(digest[:8], "big") / 2**64
+    if unit < test_fraction:
+        return "test"
+    return "select" if unit < test_fraction + select_fraction else "train"
+
+
+def schema(d_model: int, tasks: Iterable[str]) -> pa.Schema:
+    """The columns of a dataset whose labels are those of `tasks`."""
+    vector = pa.list_(pa.float32(), d_model)
+    columns = {
+        "doc_id": pa.string(),
+        "split": pa.string(),
+        "site": pa.string(),
+        "position": pa.int32(),
+        "token_ids": pa.list_(pa.int32()),
+        "diff": vector,
+        "before": vector,
+        "diff_norm": pa.float32(),
+        "before_norm": pa.float32(),
+    }
+    for task in tasks:
+        columns |= LABEL_COLUMNS[task]
+    return pa.schema(list(columns.items()))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One diff and what was measured about it."""
+
+    doc_id: str
+    site: str
+    position: int
+    token_ids: tuple[int, ...]
+    """The context 0…p, as the subject saw it."""
+    diff: np.ndarray
+    """[d_model] float32, raw."""
+    before: np.ndarray
+    """[d_model] float32, the residual that the diff was added to."""
+    labels: Mapping[str, Any]
+    """The label columns of this row."""
+
+    @property
+    def relative_size(self) -> float:
+        """‖diff‖ / ‖before‖."""
+        return float(np.linalg.norm(self.diff) / max(float(np.linalg.norm(self.before)), 1e-12))
+
+
+class RecordSet:
+    """The rows of one split, read lazily from memory-mapped storage."""
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self._rows = rows.with_format("numpy")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._record(self._rows[int(index)])
+
+    def take(self, indices: Sequence[int]) -> list[Record]:
+        """The records at `indices`, in that order, read in one go."""
+        rows = self._rows[[int(i) for i in indices]]
+        return [self._record({name: column[i] for name, column in rows.items()}) for i in range(len(indices))]
+
+    def column(self, name: str) -> Any:
+        """A whole column, as numpy."""
+        return self._rows.select_columns(name)[:][name]
+
+    @cached_property
+    def doc_ids(self) -> list[str]:
+        """Each row's document."""
+        return [str(x) for x in self.column("doc_id")]
+
+    @cached_property
+    def sites(self) -> list[str]:
+        """Each row's site."""
+        return [str(x) for x in self.column("site")]
+
+    @staticmethod
+    def _record(row: Mapping[str, Any]) -> Record:
+        return Record(
+            doc_id=str(row["doc_id"]),
+            site=str(row["site"]),
+            position=int(row["position"]),
+            token_ids=tuple(int(i) for i in row["token_ids"]),
+            diff=row["diff"],
+            before=row["before"],
+            labels={name: row[name] for columns in LABEL_COLUMNS.values() for name in columns if name in row},
+        )
+
+
+@dataclass(frozen=True)
+class DiffDataset:
+    """An opened dataset: its manifest and its rows by split."""
+
+    path: Path
+    manifest: dict[str, Any]
+    _splits: dict[str, RecordSet]
+
+    def split(self, name: Split) -> RecordSet:
+        """The rows of a split.
+
+        Raises:
+            ValueError: The split has no row.
+        """
+        if not len(self._splits[name]):
+            raise ValueError(
+                f"{self.path} has no {name} rows ({self.manifest['counts']}): use more documents (sampling.max_documents)"
+            )
+        return self._splits[name]
+
+
+def config_hash(content: Mapping[str, Any]) -> str:
+    """Twelve hex digits of everything that changes rows, the schema's version included."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class DatasetWriter:
+    """Writes shards and at last the manifest into a directory that is not there until all is well."""
+
+    def __init__(self, partial: Path, columns: pa.Schema) -> None:
+        self._partial, self._columns = partial, columns
+        self._shards: list[dict[str, Any]] = []
+        self._counts = dict.fromkeys(SPLITS, 0)
+
+    def write_shard(self, rows: Mapping[str, Any]) -> None:
+        """Writes one shard; `rows` maps each column to its values."""
+        table = pa.table({f.name: pa.array(rows[f.name], type=f.type) for f in self._columns}, schema=self._columns)
+        file = self._partial / f"shard-{len(self._shards):05d}.parquet"
+        pq.write_table(table, file)
+        self._shards.append({"file": file.name, "rows": table.num_rows, "sha256": _file_hash(file)})
+        for split in SPLITS:
+            self._counts[split] += list(rows["split"]).count(split)
+
+    def write_manifest(self, content: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+        """Closes the dataset.
+
+        Raises:
+            ValueError: No row was written.
+        """
+        if not any(self._counts.values()):
+            raise ValueError(
+                f"no rows: {dict(counts)}. Documents shorter than sampling.min_position + 1 tokens are left out: lower it or "
+                "bring longer text"
+            )
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            **content,
+            "conventions": CONVENTIONS,
+            "counts": {**counts, **self._counts},
+            "shards": self._shards,
+            "package_version": __version__,
+            "git_commit": git_commit(),
+        }
+        (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+@contextmanager
+def writing(path: Path, columns: pa.Schema) -> Any:
+    """Gives a `DatasetWriter`; on leaving well the dataset stands at `path`, on any error nothing is left behind."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield DatasetWriter(partial, columns)
+        partial.rename(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(
+                errno.ENOSPC, "no space left for the dataset: free some or set data_dir=DIR", str(path)
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a whole dataset stands there."""
+    return (path / MANIFEST).is_file()
+
+
+def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffDataset:
+    """Opens a dataset for a subject.
+
+    Raises:
+        ValueError: It is no dataset, was written by another schema, for another subject or tokenizer, or a shard is
+            missing or changed.
+    """
+    if not is_dataset(path):
+        raise ValueError(f"{path} is no dataset: it has no {MANIFEST}")
+    manifest = json.loads((path / MANIFEST).read_text())
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {manifest['schema_version']}, expected {SCHEMA_VERSION}: build it again"
+        )
+    subject = manifest["subject"]
+    for key, got in (("weights_hash", weights_hash), ("tokenizer_hash", tokenizer_hash)):
+        if subject[key] != got:
+            raise ValueError(
+                f"{path} was measured on another subject: {subject['name']} with {key} {subject[key][:12]}, but the model in "
+                f"use has {got[:12]}: choose that model or build a dataset for this one"
+            )
+    files = []
+    for shard in manifest["shards"]:
+        file = path / shard["file"]
+        if not file.is_file() or _file_hash(file) != shard["sha256"]:
+            raise ValueError(f"shard {file} is missing or corrupt: delete {path} and build it again")
+        files.append(str(file))
+    rows = datasets.Dataset.from_parquet(files)
+    names = np.asarray(rows["split"])
+    return DiffDataset(path, manifest, {s: RecordSet(rows.select(np.flatnonzero(names == s))) for s in SPLITS})
+
+
+def git_commit() -> str | None:
+    """The commit of the code in use, or None outside a checkout."""
+    result = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or None
+
+
+def _file_hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

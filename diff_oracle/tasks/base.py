@@ -1,0 +1,58 @@
+"""What every task has: questions about a diff, in several phrasings, and a score for an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from diff_oracle.records import Record, RecordSet
+from diff_oracle.tasks.text import Text, Vocabulary
+
+Phrasing = Literal["seen", "heldout"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one diff, and its measured answer."""
+
+    task: str
+    kind: str
+    phrasing: Phrasing
+    """`heldout` phrasings are never trained on."""
+    text: Text
+    answer: Text
+    choices: tuple[Text, ...] = ()
+    """The possible answers of a question scored by logits; empty for an open question."""
+
+
+class Prior(Protocol):
+    """Answers from the site alone."""
+
+    def answer(self, site: str, question: Question) -> str:
+        """The best answer that ignores the diff."""
+        ...
+
+
+class Task(Protocol):
+    """One file of `diff_oracle.tasks` each."""
+
+    name: str
+    kinds: tuple[str, ...]
+    config: Any
+    """A dataclass; its fields are the keys of conf/task/NAME.yaml."""
+
+    def question(
+        self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
+    ) -> Question:
+        """A question of a kind about `sign` times the record's diff."""
+        ...
+
+    def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
+        """How right an answer is, from 0 to 1."""
+        ...
+
+    def fit_prior(self, records: RecordSet, vocabulary: Vocabulary) -> Prior:
+        """The answers that a site's training rows suggest."""
+        ...

@@ -1,0 +1,77 @@
+"""Texts that name tokens exactly.
+
+A question may speak of a token, and an answer may be a list of tokens. Writing a token as text and tokenizing it again can
+give other tokens, so a `Text` is a tuple of strings and token ids: strings are tokenized, ids are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from diff_oracle.subject.lens import label_tokens, token_texts
+
+Text = tuple[str | int, ...]
+
+
+class Vocabulary:
+    """A tokenizer's tokens as text, and texts as tokens.
+
+    Attributes:
+        texts: Each token's text, leading space included.
+        allowed: [vocab] bool, the tokens that may stand in a label (`subject.lens.label_tokens`).
+        newline: The ids of a line break, which parts the tokens of a list.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
+        self.texts: list[str] = token_texts(tokenizer)
+        self.allowed = label_tokens(tokenizer, vocab_size)
+        self.encode_string = lru_cache(maxsize=4096)(self._encode_string)
+        self.newline = self.encode_string("\n")
+
+    def _encode_string(self, string: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(string, add_special_tokens=False))
+
+    def encode(self, text: Text) -> list[int]:
+        """The text's token ids, without special tokens."""
+        ids: list[int] = []
+        for piece in text:
+            if isinstance(piece, str):
+                ids.extend(self.encode_string(piece))
+            else:
+                ids.append(piece)
+        return ids
+
+    def show(self, text: Text) -> str:
+        """The text as people read it."""
+        return "".join(piece if isinstance(piece, str) else self.texts[piece] for piece in text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids as text, up to the end-of-sequence token; a leading space is kept."""
+        kept: list[int] = []
+        for i in ids:
+            if i in self.tokenizer.all_special_ids:
+                break
+            kept.append(i)
+        # Some decoders eat the first token's leading space, so a line break stands guard.
+        guard = self.tokenizer.decode(list(self.newline), skip_special_tokens=False)
+        return str(self.tokenizer.decode([*self.newline, *kept], skip_special_tokens=False))[len(guard) :]
+
+
+def token_list(ids: Iterable[int]) -> Text:
+    """The canonical form of a list of tokens: one token a line, leading spaces kept.
+
+    Tokens of a label are printable, so none holds a line break and the form parses back exactly.
+    """
+    text: list[str | int] = []
+    for i in ids:
+        text += ["\n", int(i)] if text else [int(i)]
+    return tuple(text)
+
+
+def parse_token_list(answer: str) -> list[str]:
+    """The tokens named by an answer, in order, each once."""
+    return list(dict.fromkeys(line for line in answer.split("\n") if line))

@@ -1,0 +1,92 @@
+"""Trains and evaluates a diff oracle, from text to table.
+
+    python -m diff_oracle.train +task=logit_lens
+    python -m diff_oracle.train -m +task=logit_lens training.learning_rate=1e-3,3e-3
+
+Builds the dataset if it is missing. Into the run directory go the oracle, `eval.json` (split `test`, every control),
+`select.json` and `learning_curve.png` (split `select`), and `run.json` (config, command, commit, machine, seconds). A sweep's
+job returns matched − shuffled on split `select`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from data_gen.build import BuildConfig, build
+from diff_oracle.cli import entry_point
+from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, selection_metric, selection_scores, to_rows
+from diff_oracle.evaluation.report import draw_learning_curve, terminal_table
+from diff_oracle.oracle.injection import InjectionConfig
+from diff_oracle.oracle.model import LoraOptions, Oracle, OracleConfig
+from diff_oracle.oracle.prompt import PromptConfig
+from diff_oracle.provenance import provenance
+from diff_oracle.records import open_dataset
+from diff_oracle.subject.loading import pick_device
+from diff_oracle.tasks import make_tasks
+from diff_oracle.training.sft import TrainingConfig, train_oracle
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainConfig(BuildConfig):
+    """Everything that a run depends on: the dataset's part first."""
+
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
+    """How diffs are put into the oracle."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """What the oracle is told beside the diff."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """The adapter."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How it is trained."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How much is asked afterwards."""
+
+
+def run(config: TrainConfig) -> float:
+    """Builds, trains, evaluates, writes; returns the selection metric."""
+    assert config.run_dir is not None  # the command sets it
+    run_dir, device = Path(config.run_dir), pick_device(config.device)
+    tasks = make_tasks(config.tasks)
+    started = time.monotonic()
+    dataset_dir = build(config)
+    built = time.monotonic()
+    torch.manual_seed(config.seed)  # the adapter's start; every other draw is keyed
+    oracle = Oracle.create(config.model, OracleConfig(config.lora, config.prompt, config.injection), device)
+    dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
+    history = train_oracle(
+        oracle,
+        dataset.split("train"),
+        tasks,
+        config.training,
+        run_dir,
+        config.seed,
+        measure=lambda o: selection_scores(o, dataset, tasks, config.evaluation, config.seed),
+    )
+    oracle.save(run_dir / "oracle")
+    draw_learning_curve(history, run_dir / "learning_curve.png")
+    trained = time.monotonic()
+    selection = selection_scores(oracle, dataset, tasks, config.evaluation, config.seed)
+    (run_dir / "select.json").write_text(json.dumps({"history": history, "final": selection}, indent=2) + "\n")
+    rows = to_rows(evaluate(oracle, dataset, tasks, config.evaluation, "test", config.seed))
+    (run_dir / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
+    seconds = {"build": built - started, "train": trained - built, "evaluate": time.monotonic() - trained}
+    about = provenance(device) | {"seconds": seconds, "dataset": str(dataset_dir), "config": asdict(config)}
+    (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    Console().print(terminal_table(rows))
+    Console().print(f"dataset {dataset_dir}\noracle, eval.json and learning_curve.png in {run_dir}", highlight=False)
+    return selection_metric(selection)
+
+
+main = entry_point("train", TrainConfig, run)
+
+if __name__ == "__main__":
+    main()

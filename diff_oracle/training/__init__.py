@@ -1,0 +1,1 @@
+"""Training an oracle on measured answers."""

@@ -1,0 +1,67 @@
+"""From records to training examples: which record, sign, question and wording the n-th example has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch.utils.data
+
+from diff_oracle.oracle.prompt import Prompt, PromptBuilder
+from diff_oracle.randomness import keyed_rng
+from diff_oracle.records import RecordSet
+from diff_oracle.tasks import Task
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer's ids."""
+
+    prompt: Prompt
+    answer_ids: list[int]
+
+
+class ExampleDataset(torch.utils.data.Dataset[Example]):
+    """`length` examples; the i-th depends on the seed and i alone.
+
+    Each pass over the records is a new permutation, each visit a new question. A share of the examples has no diff: some show
+    the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was trained.
+    """
+
+    def __init__(
+        self,
+        records: RecordSet,
+        tasks: Sequence[Task],
+        prompts: PromptBuilder,
+        length: int,
+        seed: int,
+        text_only_fraction: float,
+        none_fraction: float,
+    ) -> None:
+        self._records, self._tasks, self._prompts = records, tasks, prompts
+        self._length, self._seed = length, seed
+        self._text_only, self._none = text_only_fraction, none_fraction
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        epoch, place = divmod(index, len(self._records))
+        if self._order[0] != epoch:
+            self._order = epoch, keyed_rng(self._seed, "order", epoch).permutation(len(self._records))
+        record = self._records[self._order[1][place]]
+        rng = keyed_rng(self._seed, "example", index)
+        task = self._tasks[rng.integers(len(self._tasks))]
+        kind = task.kinds[rng.integers(len(task.kinds))]
+        mode, sign = rng.random(), 1
+        if mode >= self._text_only + self._none:
+            sign = -1 if rng.random() < 0.5 else 1
+        question = task.question(record, kind, rng, sign=sign)
+        if mode < self._text_only:
+            prompt = self._prompts.with_text(record.site, record.relative_size, record.token_ids, question.text)
+        else:
+            diff = sign * record.diff if mode >= self._text_only + self._none else np.zeros_like(record.diff)
+            prompt = self._prompts.with_diff(record.site, diff, record.relative_size, question.text)
+        return Example(prompt, self._prompts.vocabulary.encode(question.answer))

@@ -1,0 +1,117 @@
+"""Supervised training of an oracle with `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.prompt import Batch
+from diff_oracle.records import RecordSet
+from diff_oracle.tasks import Task
+from diff_oracle.training.examples import Example, ExampleDataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingConfig:
+    """How an oracle is trained."""
+
+    steps: int = 1200
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Examples a step."""
+    learning_rate: float = 3e-3
+    """Peak rate: linear warm-up, cosine decay to zero."""
+    warmup_steps: int = 50
+    """Steps of warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's, on adapter and injector."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    text_only_fraction: float = 0.15
+    """Share of examples that show the context's text in place of the diff."""
+    none_fraction: float = 0.05
+    """Share of examples whose slots are left empty."""
+    evaluations: int = 6
+    """Points of the learning curve, measured on split `select`."""
+
+
+def train_oracle(
+    oracle: Oracle,
+    records: RecordSet,
+    tasks: Sequence[Task],
+    config: TrainingConfig,
+    run_dir: Path,
+    seed: int,
+    measure: Callable[[Oracle], dict[str, float]],
+) -> list[dict[str, Any]]:
+    """Trains in place; returns the log: losses, and every so often what `measure` says of the oracle.
+
+    Raises:
+        ValueError: The loss is not finite.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(run_dir / "checkpoints"),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=max(1, config.steps // 100),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        seed=seed,
+        use_cpu=oracle.device.type == "cpu",
+    )
+    dataset = ExampleDataset(
+        records,
+        tasks,
+        oracle.prompts,
+        config.steps * config.batch_size,
+        seed,
+        config.text_only_fraction,
+        config.none_fraction,
+    )
+
+    def collate(examples: list[Example]) -> Batch:
+        return oracle.prompts.collate([e.prompt for e in examples], [e.answer_ids for e in examples])
+
+    curve = _Curve(oracle, measure, max(1, config.steps // max(1, config.evaluations)))
+    trainer = Trainer(model=oracle, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[curve])
+    oracle.train()
+    trainer.train()
+    oracle.eval()
+    return trainer.state.log_history
+
+
+class _Curve(TrainerCallback):
+    """Measures on the way, and stops a run whose loss is lost."""
+
+    def __init__(self, oracle: Oracle, measure: Callable[[Oracle], dict[str, float]], every: int) -> None:
+        self._oracle, self._measure, self._every = oracle, measure, every
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        """Checks the loss."""
+        loss = logs.get("loss", 0.0)
+        if loss != loss or abs(loss) == float("inf"):
+            raise ValueError(f"the loss is {loss} at step {state.global_step}: lower training.learning_rate")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measures every so many steps."""
+        if state.global_step % self._every == 0:
+            self._oracle.eval()
+            state.log_history.append({"step": state.global_step, **self._measure(self._oracle)})
+            self._oracle.train()

@@ -1,0 +1,207 @@
+"""Makes the bundled subject model `tiny` from text that every CPython ships: `python scripts/make_tiny.py`.
+
+A Llama-shaped language model with grouped-query attention and its own byte-level BPE tokenizer, trained on the language
+reference, docstrings and source of the standard library, held-out modules and topics apart. Writes the model (float16
+safetensors), the tokenizer and the card with every figure into `diff_oracle/assets/tiny/`. About 25 minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from data_gen.corpus import docstrings, pydoc_documents, stdlib_sources
+from diff_oracle.records import split_of
+
+BOS, PAD = "<|endoftext|>", "<|pad|>"
+OUT = Path(__file__).parents[1] / "diff_oracle" / "assets" / "tiny"
+
+
+def collect() -> tuple[list[str], list[str]]:
+    """(training texts, held-out texts); prose three times in training, one module's or topic's text never in both."""
+    train, heldout = [], []
+    for document in pydoc_documents():
+        if document.doc_id.startswith("topics/"):
+            (heldout if split_of(document.text) == "select" else train).append(document.text)
+    train *= 3
+    for name, source in stdlib_sources():
+        if split_of(name) == "select":
+            heldout.append(source)
+        else:
+            train.append(source)
+            train += 2 * [text for _, text in docstrings(ast.parse(source), name) if len(text) >= 200]
+    return train, heldout
+
+
+def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that puts one BOS first."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[BOS, PAD], initial_alphabet=alphabet)
+    )
+    bpe.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=BOS, eos_token=BOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+    """All texts as one row of ids, each begun by BOS."""
+    rows = tokenizer(texts)["input_ids"]
+    return torch.tensor([i for row in rows for i in row])
+
+
+def windows(stream: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
+    """[len(starts), length] windows of the stream; the first token of each is BOS, as at use."""
+    rows = stream[starts[:, None] + torch.arange(length)]
+    rows[:, 0] = 0
+    return rows
+
+
+def train(model: LlamaForCausalLM, stream: torch.Tensor, minutes: float, batch: int, length: int, seed: int) -> int:
+    """Trains for a time; Muon on matrices, AdamW on the rest, linear warm-up, linear decay. Returns the steps."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    base_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    generator = torch.Generator().manual_seed(seed)
+    start, step, done = time.monotonic(), 0, 0.0
+    with tqdm(total=round(minutes * 60), unit="s") as bar:
+        while done < 1:
+            scale = min(1.0, (step + 1) / 50) * min(1.0, (1 - done) / 0.5)
+            rates = iter(base_rates)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = next(rates) * scale
+            rows = windows(stream, torch.randint(len(stream) - length, (batch,), generator=generator), length)
+            loss = model(input_ids=rows, labels=rows).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            step += 1
+            done = (time.monotonic() - start) / (minutes * 60)
+            bar.n = min(bar.total, round(done * bar.total))
+            bar.set_postfix(step=step, loss=f"{loss.item():.3f}")
+    return step
+
+
+def ngram_losses(train_ids: torch.Tensor, heldout: torch.Tensor) -> dict[str, float]:
+    """Held-out nats a token of interpolated n-gram models, on the same windows as the model.
+
+    Absolute discounting (0.75), each order backing off to the one below, the unigram add-one smoothed: the usual strong
+    baseline short of Kneser-Ney's continuation counts.
+    """
+    ids = train_ids.tolist()
+    vocab = int(max(train_ids.max(), heldout.max())) + 1
+    counts = [Counter(zip(*(ids[i:] for i in range(n)), strict=False)) for n in (1, 2, 3)]
+    contexts: list[Counter[tuple[int, ...]]] = [Counter(), Counter(), Counter()]
+    kinds: list[Counter[tuple[int, ...]]] = [Counter(), Counter(), Counter()]
+    for n in range(3):
+        for gram, count in counts[n].items():
+            contexts[n][gram[:-1]] += count
+            kinds[n][gram[:-1]] += 1
+
+    def probability(gram: tuple[int, ...]) -> float:
+        n = len(gram) - 1
+        if n == 0:
+            return (counts[0][gram] + 1) / (len(ids) + vocab)
+        lower, total = probability(gram[1:]), contexts[n][gram[:-1]]
+        if not total:
+            return lower
+        return max(counts[n][gram] - 0.75, 0) / total + 0.75 * kinds[n][gram[:-1]] / total * lower
+
+    sums = [0.0, 0.0, 0.0]
+    rows = heldout.tolist()
+    for row in rows:
+        for t in range(1, len(row)):
+            for n in range(3):
+                sums[n] -= math.log(probability(tuple(row[max(0, t - n) : t + 1])))
+    total = sum(len(row) - 1 for row in rows)
+    return {name: s / total for name, s in zip(("unigram", "bigram", "trigram"), sums, strict=True)}
+
+
+@torch.no_grad()
+def induction_scores(model: LlamaForCausalLM, length: int = 48, batch: int = 16) -> dict[str, float]:
+    """On random tokens said twice: the best head's attention to the token after the first saying, and both losses."""
+    generator = torch.Generator().manual_seed(1)
+    half = torch.randint(300, model.config.vocab_size, (batch, length), generator=generator)
+    rows = torch.cat([torch.zeros(batch, 1, dtype=torch.long), half, half], 1)
+    out = model(input_ids=rows, output_attentions=True)
+    queries = torch.arange(length + 1, 2 * length + 1)
+    scores = torch.stack([a[:, :, queries, queries - length + 1].mean((0, 2)) for a in out.attentions])
+    losses = torch.nn.functional.cross_entropy(out.logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none")
+    return {
+        "best_head_attention": scores.max().item(),
+        "best_head": f"L{scores.argmax() // scores.shape[1]}H{scores.argmax() % scores.shape[1]}",
+        "loss_first_saying": losses[:, 1:length].mean().item(),
+        "loss_second_saying": losses[:, length + 1 :].mean().item(),
+    }
+
+
+def main() -> None:
+    """Trains, measures, and writes the model and its card."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    train_texts, heldout_texts = collect()
+    tokenizer = make_tokenizer(train_texts, vocab_size=4096)
+    train_ids, heldout_ids = token_stream(tokenizer, train_texts), token_stream(tokenizer, heldout_texts)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+        pad_token_id=1, attn_implementation="sdpa",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_ids):,} training tokens")
+    batch, length = 8, 256
+    steps = train(model, train_ids, args.minutes, batch, length, seed=0)
+    model = model.half().float().eval()  # what is measured is what is saved
+    starts = torch.arange(0, len(heldout_ids) - length, length)[:400]
+    rows = windows(heldout_ids, starts, length)
+    with torch.no_grad():
+        loss = torch.stack([model(input_ids=r, labels=r).loss for r in rows.split(20)]).mean().item()
+    figures = {"model": loss, **ngram_losses(train_ids, rows)}
+    model.set_attn_implementation("eager")
+    induction = induction_scores(model)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    card = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_tokens": len(train_ids),
+        "tokens_seen": steps * batch * length,
+        "steps": steps,
+        "minutes": args.minutes,
+        "heldout_tokens": rows.numel() - len(rows),
+        "heldout_nats_per_token": figures,
+        "induction": induction,
+    }
+    (args.out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    print(json.dumps(card, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Keeps results and the README's tables in step.
+
+    python scripts/results.py save runs/demo tiny_logit_lens   # run directory -> results/tiny_logit_lens.json
+    python scripts/results.py readme                           # results/*.json -> the README's tables
+
+A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number there is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from diff_oracle.evaluation.report import markdown_table
+
+ROOT = Path(__file__).parents[1]
+
+
+def save(run_dir: Path, name: str) -> None:
+    """Writes one JSON with the run's provenance and its scores, and the learning curve beside it."""
+    about = json.loads((run_dir / "run.json").read_text())
+    content = about | {"eval": json.loads((run_dir / "eval.json").read_text())}
+    (ROOT / "results").mkdir(exist_ok=True)
+    (ROOT / "results" / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    shutil.copy(run_dir / "learning_curve.png", ROOT / "results" / f"{name}.png")
+
+
+def update_readme(text: str) -> str:
+    """The README with every table written anew."""
+
+    def table(match: re.Match[str]) -> str:
+        result = json.loads((ROOT / match[1]).read_text())
+        return f"<!-- {match[1]} -->\n{_show(result)}\n<!-- end -->"
+
+    return re.sub(r"<!-- (results/\S+\.json) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def _show(result: dict) -> str:
+    machine, seconds = result["machine"], result["seconds"]
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    about = f"`{result['command']}` · commit {result['commit'][:9]} · {machine['device']}, {machine['cores']} cores · {times}"
+    return f"{about}\n\n{markdown_table(result['eval'])}"
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["save", run_dir, name]:
+            save(Path(run_dir), name)
+        case ["readme"]:
+            readme = ROOT / "README.md"
+            readme.write_text(update_readme(readme.read_text()))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A built dataset holds what was measured, the same bytes each time, and nothing after a failure."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_gen.build import BuildConfig, SamplingConfig, SitesConfig, build
+from data_gen.corpus import CorpusConfig, pydoc_documents
+from diff_oracle.records import MANIFEST, open_dataset, split_of
+from diff_oracle.subject.loading import SubjectConfig, load_hf_model
+from diff_oracle.subject.model import Subject
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Callable[..., BuildConfig]:
+    def make(**changes: Any) -> BuildConfig:
+        config = BuildConfig(
+            sampling=SamplingConfig(max_documents=40, windows_per_document=2, positions_per_window=2),
+            sites=SitesConfig(per_position=3),
+            tasks={"logit_lens": {"k": 5, "num_asked": 3}},
+            data_dir=str(tmp_path / "data"),
+        )
+        for name, value in changes.items():
+            setattr(config, name, value)
+        return config
+
+    return make
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def hashes_of(path: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.glob("*.parquet")}
+
+
+def test_rows_equal_a_slow_computation_with_plain_transformers(small_config: Callable[..., BuildConfig]) -> None:
+    rows = rows_of(build(small_config(sites=SitesConfig(["layers", "spans"], 3))))
+    loaded = load_hf_model(SubjectConfig())
+    model, tokenizer = loaded.model, loaded.tokenizer
+    eps, gamma = model.config.rms_norm_eps, model.model.norm.weight.detach().numpy()
+    unembedding = model.get_output_embeddings().weight.detach().numpy()
+    special = set(tokenizer.all_special_ids)
+    outputs: dict[int, torch.Tensor] = {}
+    for index, block in enumerate(model.model.layers):
+        block.register_forward_hook(
+            lambda _, __, out, index=index: outputs.__setitem__(index, out[0] if isinstance(out, tuple) else out)
+        )
+    for row in rows[:: max(1, len(rows) // 12)]:
+        with torch.no_grad():
+            embedded = model.get_input_embeddings()(torch.tensor([row["token_ids"]]))[0]
+            model(torch.tensor([row["token_ids"]]))
+        residual = [embedded, *(outputs[i].reshape(embedded.shape) for i in range(model.config.num_hidden_layers))]
+        first, _, end = row["site"].removeprefix("L").partition(":")
+        start, stop = int(first), int(end or int(first) + 1)
+        position = row["position"]
+        diff = (residual[stop] - residual[start])[position].numpy()
+        np.testing.assert_allclose(row["diff"], diff, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(row["before"], residual[start][position].numpy(), rtol=1e-3, atol=1e-4)
+        assert row["diff_norm"] == pytest.approx(np.linalg.norm(diff), rel=1e-3)
+        last = residual[-1][position].numpy()
+        sigma = math.sqrt(float((last**2).mean()) + eps)
+        shift = unembedding @ (diff * gamma / sigma)
+        shift = shift - shift.mean()
+        for ids, scores, sign in (
+            (row["promoted_ids"], row["promoted_scores"], 1),
+            (row["suppressed_ids"], row["suppressed_scores"], -1),
+        ):
+            np.testing.assert_allclose(scores, shift[ids], rtol=2e-3, atol=1e-3)
+            assert not set(ids) & special
+            stronger = [i for i in np.argsort(-sign * shift)[:60] if sign * shift[i] > sign * shift[ids[-1]] + 1e-3]
+            left_out = [i for i in stronger if i not in ids]
+            assert not any(tokenizer.decode([i]).isprintable() and tokenizer.decode([i]).strip() and i not in special
+                           and "\ufffd" not in tokenizer.decode([i]) for i in left_out)  # fmt: skip
+
+
+def test_same_config_same_bytes_and_another_seed_other_rows(
+    small_config: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    first = build(small_config())
+    again = build(small_config(data_dir=str(tmp_path / "elsewhere")))
+    other = build(small_config(seed=1))
+    assert first.name == again.name != other.name
+    assert hashes_of(first) == hashes_of(again) != hashes_of(other)
+    assert build(small_config()) == first  # already there
+
+
+def test_splits_follow_the_documents_text_alone(small_config: Callable[..., BuildConfig]) -> None:
+    rows = rows_of(build(small_config()))
+    texts = {d.doc_id: d.text for d in pydoc_documents()}
+    assert all(row["split"] == split_of(texts[row["doc_id"]]) for row in rows)
+    assert {row["split"] for row in rows} == {"train", "select", "test"}
+    bos = load_hf_model(SubjectConfig()).tokenizer.bos_token_id
+    for row in rows:
+        assert row["token_ids"][0] == bos
+        assert len(row["token_ids"]) == row["position"] + 1 <= 96
+        assert row["position"] >= 8
+
+
+def test_one_text_under_two_names_is_in_one_split(small_config: Callable[..., BuildConfig], tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(30):
+        words = f"Text number {i} speaks of many things, of shoes and ships and sealing wax, cabbages and kings."
+        (folder / f"a{i}.txt").write_text(words)
+        (folder / f"b{i}.txt").write_text(words.replace(" ", "  ") + "\n")
+    rows = rows_of(build(small_config(corpus=CorpusConfig(name="text_files", path=str(folder)))))
+    splits = {row["doc_id"]: row["split"] for row in rows}
+    assert len(splits) == 60
+    assert all(splits[f"a{i}.txt"] == splits[f"b{i}.txt"] for i in range(30))
+
+
+def test_the_manifest_says_what_was_measured_and_opens_for_this_subject_only(
+    small_config: Callable[..., BuildConfig],
+) -> None:
+    path = build(small_config())
+    manifest = json.loads((path / MANIFEST).read_text())
+    loaded = load_hf_model(SubjectConfig())
+    assert manifest["subject"] == loaded.identity.to_dict()
+    assert manifest["counts"]["windows"] > 0
+    assert sum(shard["rows"] for shard in manifest["shards"]) == len(rows_of(path))
+    dataset = open_dataset(path, loaded.identity.weights_hash, loaded.identity.tokenizer_hash)
+    assert len(dataset.split("train")) == manifest["counts"]["train"]
+    other = load_hf_model(SubjectConfig(source="random", architecture="llama")).identity
+    with pytest.raises(ValueError, match="another subject"):
+        open_dataset(path, other.weights_hash, other.tokenizer_hash)
+
+
+def test_failures_leave_nothing_behind(small_config: Callable[..., BuildConfig], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Too short.")
+    corpus = CorpusConfig(name="text_files", path=str(tmp_path / "short.txt"))
+    with pytest.raises(ValueError, match=r"shorter than sampling.min_position"):
+        build(small_config(corpus=corpus))
+    subject = Subject.load(SubjectConfig(), "cpu")
+    with torch.no_grad():
+        subject.hf_model.get_input_embeddings().weight[300] = math.nan
+    (tmp_path / "short.txt").write_text(subject.tokenizer.decode(list(range(260, 360))))
+    with pytest.raises(ValueError, match=r"(?i)not finite|nan"):
+        build(small_config(corpus=corpus), subject)
+    with pytest.raises(ValueError, match="out of range"):
+        build(small_config(sites=SitesConfig(["L99"])))
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_sampling_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sampling.min_position=96 must be below"):
+        SamplingConfig(min_position=96)
+    with pytest.raises(ValueError, match=r"sampling.max_documents must be at least 1, got 0"):
+        SamplingConfig(max_documents=0)

@@ -1,0 +1,155 @@
+"""Injection is exact: nothing without a diff, the formula with one, and the same padded, cached or in training."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diff_oracle.oracle.injection import decoder_blocks
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.prompt import Prompt
+
+ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "qwen3", "gemma3"]
+KINDS = ["embed", "residual"]
+MakePrompts = Callable[[Oracle, int], list[Prompt]]
+
+
+def last_logits(oracle: Oracle, prompts: list[Prompt], diffs: bool = True) -> Tensor:
+    batch = oracle.prompts.collate(prompts)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}  # type: ignore[literal-required]
+    with torch.no_grad():
+        if not diffs:
+            return oracle.lm(**inputs).logits[:, -1]
+        with oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+            return oracle.lm(**inputs).logits[:, -1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_zero_diff_changes_nothing_and_a_diff_does(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str, kind: str
+) -> None:
+    oracle = make_oracle(architecture, kind=kind)
+    prompts = make_prompts(oracle, 3)
+    empty = [Prompt(p.ids, np.zeros_like(p.diff)) for p in prompts]
+    plain = last_logits(oracle, prompts, diffs=False)
+    assert torch.equal(last_logits(oracle, empty), plain)
+    assert (last_logits(oracle, prompts) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_embed_equals_replaced_embeddings(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str
+) -> None:
+    oracle = make_oracle(architecture, kind="embed", map="none", scale=0.5)
+    (prompt,) = make_prompts(oracle, 1)
+    embedding = oracle.lm.get_input_embeddings()
+    with torch.no_grad():
+        mean_norm = embedding(torch.arange(embedding.weight.shape[0])).norm(dim=-1).mean()
+        embeds = embedding(torch.tensor([prompt.ids])).clone()
+        for position, token in enumerate(prompt.ids):
+            if token == oracle.prompts.slot_id:
+                diff = torch.from_numpy(prompt.diff)
+                embeds[0, position] = 0.5 * mean_norm * diff / diff.norm()
+        expected = oracle.lm(inputs_embeds=embeds).logits[:, -1]
+    torch.testing.assert_close(last_logits(oracle, [prompt]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_residual_equals_a_hand_made_addition_behind_the_block(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str
+) -> None:
+    oracle = make_oracle(architecture, kind="residual", map="none", scale=2.0, block=1)
+    (prompt,) = make_prompts(oracle, 1)
+    ids = torch.tensor([prompt.ids])
+    # The input of block 2 is the output of block 1: changing it there is another way to the same place.
+    block = decoder_blocks(oracle.lm.get_base_model())[2]
+
+    def change(module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict]:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        diff = torch.from_numpy(prompt.diff)
+        for position, token in enumerate(prompt.ids):
+            if token == oracle.prompts.slot_id:
+                hidden[0, position] += 2.0 * hidden[0, position].norm() * diff / diff.norm()
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    handle = block.register_forward_pre_hook(change, with_kwargs=True)
+    with torch.no_grad():
+        expected = oracle.lm(input_ids=ids).logits[:, -1]
+    handle.remove()
+    torch.testing.assert_close(last_logits(oracle, [prompt]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_padded_row_gives_what_it_gives_alone(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str, kind: str
+) -> None:
+    oracle = make_oracle(architecture, kind=kind)
+    prompts = make_prompts(oracle, 3)
+    together = last_logits(oracle, prompts)
+    for row, prompt in zip(together, prompts, strict=True):
+        torch.testing.assert_close(row, last_logits(oracle, [prompt])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_cached_generation_equals_full_passes(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str, kind: str
+) -> None:
+    oracle = make_oracle(architecture, kind=kind)
+    prompts = make_prompts(oracle, 3)
+    batch = oracle.prompts.collate(prompts)
+    with oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+        cached = oracle.lm.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=6, min_new_tokens=6,
+            do_sample=False, pad_token_id=0,
+        )[:, -6:]  # fmt: skip
+    for prompt, row in zip(prompts, cached.tolist(), strict=True):
+        ids = list(prompt.ids)
+        for token in row:
+            mask = torch.tensor([[i < len(prompt.ids) and t == oracle.prompts.slot_id for i, t in enumerate(ids)]])
+            with torch.no_grad(), oracle.injector.injecting(mask, torch.from_numpy(prompt.diff)[None]):
+                logits = oracle.lm(input_ids=torch.tensor([ids])).logits[0, -1]
+            logits[oracle.prompts.eos_id] = -torch.inf  # as min_new_tokens does
+            assert logits.max() - logits[token] < 1e-4
+            ids.append(token)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_generated_slot_token_is_not_injected(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, kind: str
+) -> None:
+    oracle = make_oracle(kind=kind)
+    (prompt,) = make_prompts(oracle, 1)
+    batch = oracle.prompts.collate([prompt])
+    slot = torch.tensor([[oracle.prompts.slot_id]])
+    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+        cache = oracle.lm(input_ids=batch["input_ids"], use_cache=True).past_key_values
+        step = oracle.lm(input_ids=slot, past_key_values=cache).logits[0, -1]
+    longer = torch.cat([batch["slot_mask"], torch.tensor([[False]])], 1)
+    with torch.no_grad(), oracle.injector.injecting(longer, batch["diff"]):
+        full = oracle.lm(input_ids=torch.cat([batch["input_ids"], slot], 1)).logits[0, -1]
+    torch.testing.assert_close(step, full, rtol=1e-4, atol=1e-4)
+
+
+def test_the_size_of_a_diff_is_not_injected(make_oracle: Callable[..., Oracle], make_prompts: MakePrompts) -> None:
+    oracle = make_oracle()
+    (prompt,) = make_prompts(oracle, 1)
+    larger = Prompt(prompt.ids, 1000 * prompt.diff)
+    torch.testing.assert_close(last_logits(oracle, [prompt]), last_logits(oracle, [larger]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_learned_map_is_the_identity_at_the_start(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts
+) -> None:
+    plain, mapped = make_oracle(map="none"), make_oracle(map="affine")
+    prompts = make_prompts(plain, 3)
+    torch.testing.assert_close(last_logits(plain, prompts), last_logits(mapped, prompts), rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_that_is_not_there_is_refused(make_oracle: Callable[..., Oracle]) -> None:
+    with pytest.raises(ValueError, match=r"injection.block=9, but the model has blocks 0…"):
+        make_oracle(kind="residual", block=9)

@@ -1,0 +1,97 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.prompt import Prompt
+from diff_oracle.subject.loading import SubjectConfig
+
+MakePrompts = Callable[[Oracle, int], list[Prompt]]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3", "gemma3"])
+def test_loss_equals_the_cross_entropy_of_full_logits(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str
+) -> None:
+    oracle = make_oracle(architecture, map="affine")
+    prompts, answers = make_prompts(oracle, 3), [[300, 301, 302], [400], [500, 501]]
+    loss = oracle(**oracle.prompts.collate(prompts, answers))["loss"]
+    total, count = 0.0, 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = [*prompt.ids, *answer, oracle.prompts.eos_id]
+        mask = torch.tensor([[i < len(prompt.ids) and t == oracle.prompts.slot_id for i, t in enumerate(ids)]])
+        with oracle.injector.injecting(mask, torch.from_numpy(prompt.diff)[None]):
+            logits = oracle.lm(input_ids=torch.tensor([ids])).logits[0]
+        for position in range(len(prompt.ids), len(ids)):
+            total -= logits[position - 1].log_softmax(-1)[ids[position]].item()
+            count += 1
+    assert loss.item() == pytest.approx(total / count, rel=1e-4)
+
+
+def test_only_adapter_and_injector_learn(make_oracle: Callable[..., Oracle], make_prompts: MakePrompts) -> None:
+    oracle = make_oracle()
+    oracle(**oracle.prompts.collate(make_prompts(oracle, 2), [[300], [301]]))["loss"].backward()
+    learned = {name for name, p in oracle.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"injector.affine.weight", "injector.affine.bias"} <= learned
+    assert all("lora_" in name or name.startswith("injector.") for name in learned)
+    assert sum("lora_" in name for name in learned) > 10
+
+
+def test_eight_examples_are_learned_by_their_diffs_alone(make_oracle: Callable[..., Oracle]) -> None:
+    oracle = make_oracle(disturb=False)
+    rng = np.random.default_rng(0)
+    diffs = rng.standard_normal((8, oracle.prompts.d_model)).astype(np.float32)
+    prompts = [oracle.prompts.with_diff("L1", diff, 0.5, ("Which?",)) for diff in diffs]
+    answers = [[300 + 2 * i, 301 + 2 * i] for i in range(8)]
+    batch = oracle.prompts.collate(prompts, answers)
+    optimizer = torch.optim.AdamW([p for p in oracle.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        oracle(**batch)["loss"].backward()
+        nn.utils.clip_grad_norm_(oracle.parameters(), 1.0)
+        optimizer.step()
+    expected = [oracle.vocabulary.show(tuple(answer)) for answer in answers]
+    assert oracle.generate(prompts, max_new_tokens=3) == expected
+    swapped = [Prompt(p.ids, q.diff) for p, q in zip(prompts, reversed(prompts), strict=True)]
+    assert oracle.generate(swapped, max_new_tokens=3) == expected[::-1]
+
+
+@pytest.mark.parametrize("kind", ["embed", "residual"])
+def test_a_loaded_oracle_answers_as_the_saved_one(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, tmp_path: Path, kind: str
+) -> None:
+    oracle = make_oracle(kind=kind, num_slots=2)
+    nn.init.normal_(oracle.injector.affine.weight)
+    oracle.save(tmp_path)
+    loaded = Oracle.from_pretrained(tmp_path)
+    prompts = make_prompts(oracle, 3)
+    choices = [[("yes",), ("no",)]] * 3
+    for mine, theirs in zip(
+        oracle.choice_log_probs(prompts, choices), loaded.choice_log_probs(prompts, choices), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+    assert loaded.config == oracle.config
+
+
+def test_another_base_model_and_an_empty_folder_are_refused(make_oracle: Callable[..., Oracle], tmp_path: Path) -> None:
+    make_oracle("llama").save(tmp_path)
+    with pytest.raises(ValueError, match="oracle of another model"):
+        Oracle.from_pretrained(tmp_path, base=SubjectConfig(source="random", architecture="qwen3"))
+    with pytest.raises(ValueError, match="holds no oracle"):
+        Oracle.from_pretrained(tmp_path / "nothing")
+
+
+def test_choices_are_scored_by_the_next_token(make_oracle: Callable[..., Oracle], make_prompts: MakePrompts) -> None:
+    oracle = make_oracle()
+    prompts = make_prompts(oracle, 3)
+    scores = oracle.choice_log_probs(prompts, [[(300,), (301,)], [(302,), (303,)], [("yes",), ("no",)]], batch_size=2)
+    batch = oracle.prompts.collate([prompts[1]])
+    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+        expected = oracle.lm(input_ids=batch["input_ids"]).logits[0, -1].log_softmax(-1)[[302, 303]]
+    torch.testing.assert_close(scores[1], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="told apart by their first token"):
+        oracle.choice_log_probs(prompts[:1], [[(300, 5), (300, 6)]])
