@@ -2,8 +2,8 @@
 
     python -m data_gen.build +task=logit_lens model=tiny corpus=pydoc sites=mixed data_dir=data
 
-One forward pass a window of text serves every site and task. Documents are split before anything else is drawn; positions
-and sites are drawn from a generator keyed by the seed and the document, so the same config gives the same bytes.
+One forward pass a window of text serves every site and task. Documents are split before anything else is drawn;
+positions and sites come from a generator keyed by the seed and the document, so the same config gives the same bytes.
 """
 
 from __future__ import annotations

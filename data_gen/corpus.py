@@ -99,7 +99,7 @@ def pydoc_documents(config: CorpusConfig | None = None, min_chars: int = 200) ->
     for name in sorted(topics):
         yield Document(f"topics/{name}", topics[name].strip())
     for module, source in stdlib_sources():
-        for qualified_name, docstring in docstrings(ast.parse(source), module):
+        for qualified_name, docstring in docstrings(ast.parse(source), module.removesuffix(".__init__")):
             if len(docstring) >= min_chars:
                 yield Document(f"docstrings/{qualified_name}", docstring)
 

@@ -1,8 +1,8 @@
 """The dataset: its schema, its manifest, writing, opening, splitting. Between measurement and language.
 
 A dataset is a directory of parquet shards, one row per (document, position, site), and `manifest.json`, which says what
-was measured, on which model and text, by which conventions. The directory's name ends in a hash of everything that changes
-a row. It is written beside its final place and renamed when whole, so a directory with a manifest is a whole dataset.
+was measured, on which model and text, by which conventions. The directory's name ends in a hash of everything that
+changes a row. It is written beside its final place and renamed when whole: with a manifest, it is a whole dataset.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONVENTIONS = {
     "layer": "blocks are counted from 0; L{l} = resid_post[l] - resid_pre[l]",
     "position": "token index in the context; the first token is 0 and is never used",
     "diff": "raw float32, never normalised",
-    "logit_lens": "direct logit shift: (diff * gamma / sigma_final) W_U, no bias, no softcap, centred over the vocabulary",
+    "logit_lens": "direct logit shift: (diff * gamma / sigma_final) W_U, no bias, no softcap, centred over vocabulary",
 }
 
 LABEL_COLUMNS: dict[str, dict[str, pa.DataType]] = {
@@ -108,9 +108,9 @@ class RecordSet:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        return self._record(self._rows[int(index)])
+        return self._record(self._rows[index])
 
-    def take(self, indices: Sequence[int]) -> list[Record]:
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
         """The records at `indices`, in that order, read in one go."""
         rows = self._rows[[int(i) for i in indices]]
         return [self._record({name: column[i] for name, column in rows.items()}) for i in range(len(indices))]
@@ -158,7 +158,8 @@ class DiffDataset:
         """
         if not len(self._splits[name]):
             raise ValueError(
-                f"{self.path} has no {name} rows ({self.manifest['counts']}): use more documents (sampling.max_documents)"
+                f"{self.path} has no {name} rows ({self.manifest['counts']}): use more documents "
+                "(sampling.max_documents)"
             )
         return self._splits[name]
 
@@ -194,8 +195,8 @@ class DatasetWriter:
         """
         if not any(self._counts.values()):
             raise ValueError(
-                f"no rows: {dict(counts)}. Documents shorter than sampling.min_position + 1 tokens are left out: lower it or "
-                "bring longer text"
+                f"no rows: {dict(counts)}. Documents shorter than sampling.min_position + 1 tokens are left out: lower "
+                "it or bring longer text"
             )
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -251,8 +252,8 @@ def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffData
     for key, got in (("weights_hash", weights_hash), ("tokenizer_hash", tokenizer_hash)):
         if subject[key] != got:
             raise ValueError(
-                f"{path} was measured on another subject: {subject['name']} with {key} {subject[key][:12]}, but the model in "
-                f"use has {got[:12]}: choose that model or build a dataset for this one"
+                f"{path} was measured on another subject: {subject['name']} with {key} {subject[key][:12]}, but the "
+                f"model in use has {got[:12]}: choose that model or build a dataset for this one"
             )
     files = []
     for shard in manifest["shards"]:

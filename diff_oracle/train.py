@@ -4,8 +4,8 @@
     python -m diff_oracle.train -m +task=logit_lens training.learning_rate=1e-3,3e-3
 
 Builds the dataset if it is missing. Into the run directory go the oracle, `eval.json` (split `test`, every control),
-`select.json` and `learning_curve.png` (split `select`), and `run.json` (config, command, commit, machine, seconds). A sweep's
-job returns matched − shuffled on split `select`.
+`select.json` and `learning_curve.png` (split `select`), and `run.json` (config, command, commit, machine, seconds).
+A sweep's job returns matched − shuffled on split `select`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python scripts/results.py save runs/demo tiny_logit_lens   # run directory -> results/tiny_logit_lens.json
     python scripts/results.py readme                           # results/*.json -> the README's tables
 
-A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number there is written by hand.
+A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number is written by hand.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def update_readme(text: str) -> str:
 def _show(result: dict) -> str:
     machine, seconds = result["machine"], result["seconds"]
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    about = f"`{result['command']}` · commit {result['commit'][:9]} · {machine['device']}, {machine['cores']} cores · {times}"
+    where = f"commit {result['commit'][:9]} · {machine['device']}, {machine['cores']} cores"
+    about = f"`{result['command']}` · {where} · {times}"
     return f"{about}\n\n{markdown_table(result['eval'])}"
 
 

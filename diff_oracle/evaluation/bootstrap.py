@@ -21,9 +21,9 @@ class Estimate:
 
 
 class DocumentBootstrap:
-    """Draws documents with replacement once; every mean over the same rows uses the same draws, so differences are paired."""
+    """Draws documents with replacement, once: every mean over these rows uses the same draws."""
 
-    def __init__(self, doc_ids: Sequence[str], resamples: int, rng: np.random.Generator) -> None:
+    def __init__(self, doc_ids: Sequence[str] | np.ndarray, resamples: int, rng: np.random.Generator) -> None:
         names, self._cluster = np.unique(np.asarray(doc_ids), return_inverse=True)
         self._num_docs = len(names)
         uniform = np.full(self._num_docs, 1 / self._num_docs)

@@ -64,7 +64,7 @@ class Result:
 def evaluate(
     oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], config: EvaluationConfig, split: Split, seed: int
 ) -> list[Result]:
-    """Every task's and kind's scores on a split, with controls, by site group, and matched − control, with intervals."""
+    """Scores by task, kind and site group: each control's, and matched − control, with intervals."""
     records = dataset.split(split)
     rows, partner_rows = draw_rows(records, config.num_rows, seed)
     chosen, partners = records.take(rows), records.take(partner_rows)

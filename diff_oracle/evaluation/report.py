@@ -21,7 +21,7 @@ def table_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     Every control for all sites together; for single site groups only `matched` and `shuffled`.
     """
     by_key = {(r["task"], r["question"], r["site_group"], r["control"]): r for r in rows}
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for (task, question, group, control), row in by_key.items():
         if control not in (CONTROLS if group == "all" else (MATCHED, "shuffled")):
             continue

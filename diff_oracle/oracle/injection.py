@@ -97,6 +97,8 @@ class Injector(nn.Module):
 class EmbedInjector(Injector):
     """Slot embedding := s · A(δ/‖δ‖), s = scale × the mean norm of the token embeddings."""
 
+    unit: Tensor
+
     def __init__(self, config: InjectionConfig, model: PreTrainedModel) -> None:
         embedding = model.get_input_embeddings()
         super().__init__(config, embedding.weight.shape[1])

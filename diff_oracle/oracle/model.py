@@ -66,7 +66,7 @@ class Oracle(nn.Module):
     def __init__(
         self, loaded: LoadedModel, base: SubjectConfig, config: OracleConfig, adapter: Path | None = None
     ) -> None:
-        """On a loaded base model, with a fresh adapter or with one read from `adapter`; see `create`, `from_pretrained`."""
+        """On a loaded model, with a fresh adapter or one read from `adapter`; see `create` and `from_pretrained`."""
         super().__init__()
         self.base, self.config, self.identity = base, config, loaded.identity
         self.vocabulary = Vocabulary(loaded.tokenizer, loaded.identity.vocab_size)
@@ -208,8 +208,8 @@ class Oracle(nn.Module):
         for key in ("weights_hash", "tokenizer_hash"):
             if found[key] != sidecar["identity"][key]:
                 raise ValueError(
-                    f"{folder} is an oracle of another model: it was trained on {sidecar['identity']['name']} with {key} "
-                    f"{sidecar['identity'][key][:12]}, but {found['name']} has {found[key][:12]}"
+                    f"{folder} is an oracle of another model: it was trained on {sidecar['identity']['name']} with "
+                    f"{key} {sidecar['identity'][key][:12]}, but {found['name']} has {str(found[key])[:12]}"
                 )
         oracle = cls(loaded, base, config, adapter=folder / "adapter")
         oracle.injector.load_state_dict(load_file(folder / "injector.safetensors"))

@@ -3,8 +3,8 @@
     Site L3H2, size medium: ▮▮▮▮
     Which tokens become more likely?
 
-A slot is a token that stands for an injected vector. It is a token that no label and no common text holds (`slot_token`);
-slots are found by scanning the ids and must be as many as were asked for, side by side.
+A slot is a token that stands for an injected vector, one that no label and no common text holds (`slot_token`). Slots
+are found by scanning the ids and must be as many as were asked for, side by side.
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ def _write(subject: Subject, kept: dict[str, Tensor], site: DiffSite) -> Float[T
     if site.kind in ("attn", "mlp"):
         return kept[f"blocks.{site.layer}.hook_{site.kind}_out"]
     assert site.head is not None
-    z = kept[f"blocks.{site.layer}.attn.hook_z"].unflatten(-1, (subject.n_heads, -1))[:, site.head]
+    z = kept[f"blocks.{site.layer}.attn.hook_z"]  # with an axis for heads or flat, as the architecture has it
+    z = z.reshape(len(z), subject.n_heads, -1)[:, site.head]
     return _through_post_norm(subject, kept, site.layer, z @ subject.W_O(site.layer)[site.head])
 
 

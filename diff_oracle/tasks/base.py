@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Question:
     """The possible answers of a question scored by logits; empty for an open question."""
 
 
+@runtime_checkable
 class Prior(Protocol):
     """Answers from the site alone."""
 
@@ -35,6 +36,7 @@ class Prior(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """One file of `diff_oracle.tasks` each."""
 

@@ -1,8 +1,8 @@
 """Task `logit_lens`: which tokens does this diff make more or less likely, read directly through the unembedding?
 
-Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down; `yes_no`
-and `choice` name tokens that stand at the two ends. The labels of −diff are those of diff with the ends swapped, so
-every diff gives a second, sign-flipped pair.
+Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down;
+`yes_no` and `choice` name tokens that stand at the two ends. The labels of −diff are those of diff with the ends
+swapped, so every diff gives a second, sign-flipped pair.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diff_oracle.tasks.text import Text, Vocabulary, parse_token_list, token_lis
 
 YES, NO = "yes", "no"
 
-# {0} and {1} stand for tokens, set in quotes. Short, because every word of a question is paid for at every training step.
+# {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
     "promoted": {
         "seen": (
@@ -89,7 +89,7 @@ class LogitLens:
         """
         if kind not in self.kinds:
             raise ValueError(f"unknown question kind {kind!r}: choose from {', '.join(self.kinds)}")
-        ends = record.labels["promoted_ids"], record.labels["suppressed_ids"]
+        ends = record.labels["promoted_ids"].tolist(), record.labels["suppressed_ids"].tolist()
         promoted, suppressed = ends if sign > 0 else ends[::-1]
         wordings = PHRASINGS[kind][phrasing]
         wording = wordings[rng.integers(len(wordings))]

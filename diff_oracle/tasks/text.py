@@ -1,7 +1,7 @@
 """Texts that name tokens exactly.
 
-A question may speak of a token, and an answer may be a list of tokens. Writing a token as text and tokenizing it again can
-give other tokens, so a `Text` is a tuple of strings and token ids: strings are tokenized, ids are taken as they are.
+A question may speak of a token, and an answer may be a list of tokens. Writing a token as text and tokenizing it again
+can give other tokens, so a `Text` is a tuple of strings and token ids: strings are tokenized, ids taken as they are.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ class Example:
 class ExampleDataset(torch.utils.data.Dataset[Example]):
     """`length` examples; the i-th depends on the seed and i alone.
 
-    Each pass over the records is a new permutation, each visit a new question. A share of the examples has no diff: some show
-    the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was trained.
+    Each pass over the records is a new permutation, each visit a new question. A share of the examples has no diff:
+    some show the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was
+    trained.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
         epoch, place = divmod(index, len(self._records))
         if self._order[0] != epoch:
             self._order = epoch, keyed_rng(self._seed, "order", epoch).permutation(len(self._records))
-        record = self._records[self._order[1][place]]
+        record = self._records[int(self._order[1][place])]
         rng = keyed_rng(self._seed, "example", index)
-        task = self._tasks[rng.integers(len(self._tasks))]
-        kind = task.kinds[rng.integers(len(task.kinds))]
+        task = self._tasks[int(rng.integers(len(self._tasks)))]
+        kind = task.kinds[int(rng.integers(len(task.kinds)))]
         mode, sign = rng.random(), 1
         if mode >= self._text_only + self._none:
             sign = -1 if rng.random() < 0.5 else 1

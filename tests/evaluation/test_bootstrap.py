@@ -20,11 +20,11 @@ def test_interval_covers_the_true_mean_as_often_as_it_says_when_rows_of_a_docume
 
 
 def test_mean_of_a_resample_weighs_documents_by_their_rows() -> None:
-    class Fixed:
+    class Fixed(np.random.Generator):
         def multinomial(self, n: int, p: np.ndarray, size: int) -> np.ndarray:
             return np.array([[2, 0], [1, 1]])
 
-    bootstrap = DocumentBootstrap(["a", "b", "b", "b"], 2, Fixed())  # type: ignore[arg-type]
+    bootstrap = DocumentBootstrap(["a", "b", "b", "b"], 2, Fixed(np.random.PCG64()))
     estimate = bootstrap.estimate(np.array([1.0, 0.0, 0.0, 0.0]))
     assert estimate.value == pytest.approx(0.25)
     assert (estimate.ci_low, estimate.ci_high) == pytest.approx(np.quantile([1.0, 0.25], (0.025, 0.975)))

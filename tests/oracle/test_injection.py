@@ -146,6 +146,7 @@ def test_the_learned_map_is_the_identity_at_the_start(
     make_oracle: Callable[..., Oracle], make_prompts: MakePrompts
 ) -> None:
     plain, mapped = make_oracle(map="none"), make_oracle(map="affine")
+    mapped.lm.load_state_dict(plain.lm.state_dict())
     prompts = make_prompts(plain, 3)
     torch.testing.assert_close(last_logits(plain, prompts), last_logits(mapped, prompts), rtol=1e-5, atol=1e-6)
 

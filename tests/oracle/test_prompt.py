@@ -55,7 +55,7 @@ def test_the_site_and_the_size_can_be_hidden(make_oracle: Callable[..., Oracle])
 
 
 @pytest.mark.parametrize(
-    ("size", "word"), [(0.0, "tiny"), (0.05, "small"), (0.1, "medium"), (0.5, "large"), (9, "huge")]
+    ("size", "word"), [(0.0, "tiny"), (0.05, "small"), (0.1, "medium"), (0.5, "large"), (9.0, "huge")]
 )
 def test_sizes_in_words(size: float, word: str) -> None:
     assert size_word(size) == word

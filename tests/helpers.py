@@ -1,0 +1,38 @@
+"""Builders that tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diff_oracle.subject.loading import TINY, LoadedModel, SubjectConfig, identify, load_hf_model
+from diff_oracle.subject.model import Subject
+from diff_oracle.subject.random_models import random_model
+
+ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "qwen3", "gemma3")
+
+
+def random_loaded(architecture: str = "llama", seed: int = 0, **overrides: object) -> LoadedModel:
+    """A tiny random Hugging Face model; `overrides` go into its config."""
+    tokenizer = load_hf_model(SubjectConfig()).tokenizer
+    model = random_model(architecture, len(tokenizer), seed, **overrides)
+    return LoadedModel(model, tokenizer, identify(f"random-{architecture}", model, tokenizer, "float32"))
+
+
+def random_subject(architecture: str = "llama", seed: int = 0, **overrides: object) -> Subject:
+    """A subject on a tiny random model; `overrides` go into its config."""
+    return Subject(random_loaded(architecture, seed, **overrides))
+
+
+def random_tokens(num_rows: int = 2, length: int = 24, seed: int = 0) -> Tensor:
+    """[num_rows, length] ordinary token ids."""
+    return torch.randint(10, 4000, (num_rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """The largest ‖got − expected‖ / ‖expected‖ over the last axis."""
+    got, expected = got.double(), expected.double()
+    return float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
+__all__ = ["ARCHITECTURES", "TINY", "random_loaded", "random_subject", "random_tokens", "relative_error"]

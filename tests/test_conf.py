@@ -1,0 +1,56 @@
+"""Every file of the configuration composes into its dataclass."""
+
+from pathlib import Path
+
+import pytest
+
+from data_gen.build import BuildConfig
+from diff_oracle.cli import compose
+from diff_oracle.evaluate import EvaluateConfig
+from diff_oracle.tasks import TASKS
+from diff_oracle.train import TrainConfig
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = ("model", "corpus", "sites", "injection")
+CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+CHOICES += [
+    f"+{group}={file.stem}" for group in ("experiment", "debug") for file in sorted((CONF / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes(choice: str) -> None:
+    config = compose("train", TrainConfig, ["+task=logit_lens", choice])
+    assert set(config.tasks) == {"logit_lens"}
+    if choice.startswith(("injection", "corpus")):
+        group, _, name = choice.partition("=")
+        assert getattr(getattr(config, group), "kind" if group == "injection" else "name") == name
+
+
+@pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("build", BuildConfig)])
+def test_commands_that_measure_want_a_task(name: str, schema: type) -> None:
+    with pytest.raises(ValueError, match=r"no task: add \+task=NAME \(choose from logit_lens\)"):
+        compose(name, schema)
+
+
+def test_evaluate_composes() -> None:
+    assert compose("evaluate", EvaluateConfig, ["oracle=runs/demo"]).split == "test"
+
+
+def test_every_task_has_a_file_whose_keys_are_its_config_s() -> None:
+    assert {file.stem for file in (CONF / "task").glob("*.yaml")} == set(TASKS)
+    for name, (_, schema) in TASKS.items():
+        tasks = compose("train", TrainConfig, [f"+task={name}"]).tasks
+        assert schema(**tasks[name]) == schema()
+
+
+def test_yaml_files_do_not_repeat_what_dataclasses_say() -> None:
+    """A default lives in one place: the files of a group say only what differs from the dataclass, or its kind."""
+    default = compose("train", TrainConfig, ["+task=logit_lens"])
+    assert default == TrainConfig(tasks=default.tasks, model=default.model)
+
+
+@pytest.mark.parametrize(("key", "said"), [("training.learning_rat=1", "training.learning_rate"), ("seeed=1", "seed")])
+def test_a_misspelt_key_is_answered_with_the_right_one(key: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{said}'"):
+        compose("train", TrainConfig, ["+task=logit_lens", key])

@@ -1,0 +1,84 @@
+"""The n-th example depends on the seed and n alone, and its answer belongs to its diff's sign."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from data_gen.build import BuildConfig, SamplingConfig, build
+from diff_oracle.oracle.prompt import Prompt, PromptBuilder, PromptConfig
+from diff_oracle.records import DiffDataset, open_dataset
+from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
+from diff_oracle.tasks import make_tasks
+from diff_oracle.tasks.text import Vocabulary
+from diff_oracle.training.examples import ExampleDataset
+
+TASKS = {"logit_lens": {"k": 5, "num_asked": 3}}
+
+
+@pytest.fixture(scope="module")
+def base() -> LoadedModel:
+    return load_hf_model(SubjectConfig())
+
+
+@pytest.fixture(scope="module")
+def dataset(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> DiffDataset:
+    sampling = SamplingConfig(max_documents=40, windows_per_document=1, positions_per_window=2)
+    path = build(BuildConfig(sampling=sampling, tasks=TASKS, data_dir=str(tmp_path_factory.mktemp("data"))))
+    return open_dataset(path, base.identity.weights_hash, base.identity.tokenizer_hash)
+
+
+@pytest.fixture
+def make_examples(base: LoadedModel, dataset: DiffDataset) -> Callable[..., ExampleDataset]:
+    vocabulary = Vocabulary(base.tokenizer, base.identity.vocab_size)
+    prompts = PromptBuilder(vocabulary, PromptConfig(), 2, base.identity.d_model)
+
+    def make(length: int = 200, seed: int = 0, text_only: float = 0.0, none: float = 0.0) -> ExampleDataset:
+        return ExampleDataset(dataset.split("train"), make_tasks(TASKS), prompts, length, seed, text_only, none)
+
+    return make
+
+
+def test_examples_are_the_same_in_any_order(make_examples: Callable[..., ExampleDataset]) -> None:
+    one, two, other = make_examples(), make_examples(), make_examples(seed=1)
+    backwards = {i: two[i] for i in reversed(range(len(two)))}
+    same = [
+        one[i].prompt.ids == backwards[i].prompt.ids and one[i].answer_ids == backwards[i].answer_ids for i in range(50)
+    ]
+    assert all(same)
+    assert any(one[i].prompt.ids != other[i].prompt.ids for i in range(50))
+
+
+def test_a_flipped_diff_has_the_flipped_answer(
+    make_examples: Callable[..., ExampleDataset], dataset: DiffDataset
+) -> None:
+    records = dataset.split("train")
+    by_bytes = {}
+    for i in range(len(records)):
+        record = records[i]
+        by_bytes[record.diff.tobytes()] = record, 1
+        by_bytes[(-record.diff).tobytes()] = record, -1
+    examples = make_examples(length=len(records))
+    vocabulary = examples._prompts.vocabulary
+    signs = []
+    for i in range(len(examples)):
+        record, sign = by_bytes[examples[i].prompt.diff.tobytes()]
+        signs.append(sign)
+        shown = vocabulary.tokenizer.decode(examples[i].prompt.ids)
+        if "uppress" in shown or "less likely" in shown or "less probable" in shown:
+            end = "suppressed_ids" if sign > 0 else "promoted_ids"
+        else:
+            end = "promoted_ids" if sign > 0 else "suppressed_ids"
+        if len(examples[i].answer_ids) > 2:
+            expected = record.labels[end][:3].tolist()
+            assert [t for t in examples[i].answer_ids if t not in vocabulary.newline] == expected
+    assert 0.4 < signs.count(1) / len(signs) < 0.6
+
+
+def test_shares_of_text_and_of_nothing(make_examples: Callable[..., ExampleDataset]) -> None:
+    examples = make_examples(length=600, text_only=0.3, none=0.2)
+    prompts: list[Prompt] = [examples[i].prompt for i in range(600)]
+    text = sum(p.diff is None for p in prompts) / 600
+    nothing = sum(p.diff is not None and not np.any(p.diff) for p in prompts) / 600
+    assert text == pytest.approx(0.3, abs=0.07)
+    assert nothing == pytest.approx(0.2, abs=0.07)
