@@ -1,7 +1,7 @@
 """Prompts: site, size, slots, question. Token ids throughout, so that slots and named tokens are exact.
 
-    Site L3H2, size medium: ▮▮▮▮
-    Which tokens become more likely?
+    L3H2, medium:▮▮▮▮
+    Which tokens go up?
 
 A slot is a token that stands for an injected vector, one that no label and no common text holds (`slot_token`). Slots
 are found by scanning the ids and must be as many as were asked for, side by side.
@@ -105,19 +105,19 @@ class PromptBuilder:
 
     def with_diff(self, site: str, diff: np.ndarray, relative_size: float, question: Text) -> Prompt:
         """The prompt for a diff; a zero diff leaves the slots empty."""
-        slots = (*self._heading(site, relative_size), ": ", *(self.slot_id,) * self.num_slots, "\n")
+        slots = (*self._heading(site, relative_size), ":", *(self.slot_id,) * self.num_slots, "\n")
         return Prompt(self._frame((*slots, *question)), diff)
 
     def with_text(self, site: str, relative_size: float, context: Sequence[int], question: Text) -> Prompt:
         """The prompt that shows the context's text in place of the diff; no slot."""
         special = set(self.vocabulary.tokenizer.all_special_ids) | {self.slot_id}
         shown = [int(i) for i in context[-self.config.context_tokens :] if int(i) not in special]
-        return Prompt(self._frame((*self._heading(site, relative_size), " after: ", *shown, "\n", *question)), None)
+        return Prompt(self._frame((*self._heading(site, relative_size), " after ", *shown, "\n", *question)), None)
 
     def _heading(self, site: str, relative_size: float) -> Text:
-        shown = [f"site {site}"] if self.config.show_site else []
-        shown += [f"size {size_word(relative_size)}"] if self.config.show_size else []
-        return (", ".join(["Step", *shown]),)
+        shown = [site] if self.config.show_site else []
+        shown += [size_word(relative_size)] if self.config.show_size else []
+        return (", ".join(shown),)
 
     def _frame(self, text: Text) -> list[int]:
         return self._head + self.vocabulary.encode(text) + self._tail

@@ -66,8 +66,8 @@ def capture(subject: Subject, token_ids: Int[Tensor, "row pos"], queries: Sequen
     if not finite.all():
         query = queries[int((~finite).nonzero()[0])]
         raise ValueError(
-            f"activations are not finite at row {query.row}, position {query.position}, site {str(query.site)!r}: the weights "
-            "are damaged or overflow at this precision; load them anew, or with model.dtype=float32"
+            f"activations are not finite at row {query.row}, position {query.position}, site {str(query.site)!r}: the "
+            "weights are damaged or overflow at this precision; load them anew, or with model.dtype=float32"
         )
     return Captured(diff, before, final_scale)
 
@@ -97,8 +97,8 @@ def _check(subject: Subject, token_ids: Tensor, queries: Sequence[Query]) -> Non
             raise ValueError(f"row {query.row} is out of range: the batch has rows 0…{num_rows - 1}")
         if not 0 < query.position < width:
             raise ValueError(
-                f"position {query.position} is out of range: choose from 1…{width - 1} (position 0 is never used: its huge "
-                "norm is the model's attention sink)"
+                f"position {query.position} is out of range: choose from 1…{width - 1} (position 0, the attention sink, "
+                "is never used)"
             )
 
 
@@ -108,8 +108,8 @@ def _run(
     """Runs the model once.
 
     Returns:
-        Hook name -> what it saw at each point, [point, ...] float32, for the hooks of every site and the last residual; and
-        each query's point. Points are the different (row, position) pairs.
+        Hook name -> what it saw at each point, [point, ...] float32, for the hooks of every site and the last residual;
+        and each query's point. Points are the different (row, position) pairs.
     """
     places = {place: i for i, place in enumerate(dict.fromkeys((query.row, query.position) for query in queries))}
     rows, positions = (
@@ -188,8 +188,8 @@ def _through_post_norm(
 ) -> Float[Tensor, "point d_model"]:
     """A part of an attention output as it reaches the residual.
 
-    A post-attention norm (Gemma) acts on the whole output; with its denominator held at the value that it really had it is
-    linear, so the parts add up to what attention adds.
+    A post-attention norm (Gemma) acts on the whole output; with its denominator held at the value that it really had it
+    is linear, so the parts add up to what attention adds.
     """
     norm = subject.attn_post_norm(layer)
     if norm is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from diff_oracle.subject.model import Subject
+
+# SentencePiece's way of writing what its vocabulary lacks. The one for "A" reads like the token "A" but is never used.
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ def direct_logit_shift(
     """What a diff adds to the logits along the residual stream: (δ·γ/σ)·W_U, centred over the vocabulary.
 
     The final norm's denominator σ is held at the value that it had, so shifts add up: those of all writes and of the
-    embedding sum to the model's centred logits, but for biases. For a LayerNorm δ is centred first. No bias, no softcap.
+    embedding sum to the model's centred logits, but for biases. A LayerNorm centres δ first. No bias, no softcap.
 
     Args:
         subject: The model.
@@ -46,8 +50,8 @@ def lens_difference(
 ) -> Float[Tensor, "query vocab"]:
     """How the lens's prediction changes: log-softmax of the head at before + δ, minus at before. In nats.
 
-    The head is all that the model does after its last block: norm with its own σ at each residual, unembedding, bias, and
-    softcap where the model has one. Not additive, and another quantity than `direct_logit_shift`.
+    The head is all that the model does after its last block: norm with its own σ at each residual, unembedding, bias,
+    and softcap where the model has one. Not additive, and another quantity than `direct_logit_shift`.
     """
     after = subject.unembed(before + diff).log_softmax(-1)
     return after - subject.unembed(before).log_softmax(-1)
@@ -75,15 +79,16 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 def label_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Tensor, "vocab"]:
     """The tokens that a label may name.
 
-    Left out are special, added and unused tokens, rows of the unembedding that the tokenizer does not have, parts of a
-    character, white space alone, and anything unprintable. Of tokens with the same text the lowest id stays, so that a
-    text names one token.
+    Left out are special, added and unused tokens, rows of the unembedding that the tokenizer does not have, bytes and
+    other parts of a character, white space alone, and anything unprintable. Of tokens with the same text the lowest id
+    stays, so that a text names one token.
 
     Args:
         tokenizer: The subject's.
         vocab_size: Rows of the unembedding.
     """
     barred = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    barred |= {i for token, i in tokenizer.get_vocab().items() if _BYTE_TOKEN.fullmatch(token)}
     allowed = torch.zeros(vocab_size, dtype=torch.bool)
     seen: set[str] = set()
     for i, text in enumerate(token_texts(tokenizer)[:vocab_size]):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -60,8 +61,8 @@ class SubjectIdentity:
 
     Attributes:
         name: What people call it; not part of what is compared.
-        weights_hash: SHA-256 of every parameter's name, shape and bfloat16 bytes. Rounded, so that the same checkpoint has
-            the same hash at either precision.
+        weights_hash: SHA-256 of every parameter's name, shape and bfloat16 bytes. Rounded, so that the same checkpoint
+            has the same hash at either precision.
         architecture: The Hugging Face class.
         d_model: Width of the residual stream.
         n_layers: Blocks.
@@ -114,7 +115,23 @@ def load_hf_model(config: SubjectConfig, device: str = "cpu") -> LoadedModel:
     else:
         model, tokenizer = _from_folder(_folder(config), dtype)
     model = model.to(device).eval()
-    return LoadedModel(model, tokenizer, _identity(_name(config), model, tokenizer, config.dtype))
+    return LoadedModel(model, tokenizer, identify(_name(config), model, tokenizer, config.dtype))
+
+
+def identify(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) -> SubjectIdentity:
+    """Which model this is."""
+    config = model.config.get_text_config()
+    return SubjectIdentity(
+        name=name,
+        weights_hash=_weights_hash(model),
+        architecture=type(model).__name__,
+        d_model=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        tokenizer_hash=_tokenizer_hash(tokenizer),
+        dtype=dtype,
+    )
 
 
 def pick_device(device: str) -> str:
@@ -145,10 +162,10 @@ def _folder(config: SubjectConfig) -> Path:
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         return _model(folder, dtype), _tokenizer(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # a real one, not transformers' own use of it
             raise
-        raise ValueError(f"cannot load a model with its tokenizer from {folder}: {_first_line(error)}") from error
+        raise ValueError(f"cannot load a model from {folder}: {_first_line(error)}") from error
 
 
 def _from_hub(
@@ -162,8 +179,9 @@ def _from_hub(
         if error.errno is not None:
             raise
         raise ValueError(
-            f"cannot load {hub_id!r} from the Hugging Face hub ({_first_line(error)}): check the id and the network (and that "
-            f"HF_HUB_OFFLINE is not set), or fetch it elsewhere with `hf download {hub_id}` and use model=local model.path=DIR"
+            f"cannot load {hub_id!r} from the Hugging Face hub ({_first_line(error)}): check the id, the network and that "
+            f"HF_HUB_OFFLINE is not set, or fetch it elsewhere with `hf download {hub_id}` and use model=local "
+            "model.path=DIR"
         ) from error
 
 
@@ -174,7 +192,15 @@ def _model(source: str | Path, dtype: torch.dtype, revision: str | None = None) 
 
 
 def _tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(source, revision=revision or "main")
+    advice = f"{source} has no tokenizer that can be read: add the files that `tokenizer.save_pretrained` writes"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+    except ValueError as error:
+        raise ValueError(advice) from error
+    # Where there are no files transformers makes one that knows special tokens alone.
+    if not set(tokenizer.encode("a")) - set(tokenizer.all_special_ids):
+        raise ValueError(advice)
+    return tokenizer
 
 
 def _name(config: SubjectConfig) -> str:
@@ -184,21 +210,6 @@ def _name(config: SubjectConfig) -> str:
     if config.source == "random":
         return config.name or f"random-{config.architecture}"
     return (config.name or config.hub_id or Path(config.path or "model").expanduser().resolve().name).split("/")[-1]
-
-
-def _identity(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) -> SubjectIdentity:
-    config = model.config.get_text_config()
-    return SubjectIdentity(
-        name=name,
-        weights_hash=_weights_hash(model),
-        architecture=type(model).__name__,
-        d_model=config.hidden_size,
-        n_layers=config.num_hidden_layers,
-        n_heads=config.num_attention_heads,
-        vocab_size=model.get_output_embeddings().weight.shape[0],
-        tokenizer_hash=_tokenizer_hash(tokenizer),
-        dtype=dtype,
-    )
 
 
 def _weights_hash(model: PreTrainedModel) -> str:

@@ -1,25 +1,23 @@
 """The subject: a language model on a TransformerBridge, with the parts that measurements need.
 
-Raw weights: nothing is folded or centred, so activations are the model's own. A subject is checked when it is loaded; what
-does not reproduce the Hugging Face model's logits is refused.
+Raw weights: nothing is folded or centred, so activations are the model's own. A subject is checked when it is loaded;
+what does not reproduce the Hugging Face model's logits is refused.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
-
-logger = logging.getLogger(__name__)
 
 _PROBE = "The quick brown fox jumps over the lazy dog, and then it looks back once more."
 # Largest difference between logits that should be equal, relative to the largest logit.
@@ -83,7 +81,8 @@ class Subject:
         """Wraps a loaded model, which from then on belongs to this subject.
 
         Raises:
-            ValueError: TransformerLens does not know the architecture, or does not reproduce the model's logits.
+            ValueError: TransformerLens does not know the architecture or does not reproduce the model's logits, or they
+                are not finite.
         """
         self.hf_model, self.tokenizer, self.identity = loaded.model, loaded.tokenizer, loaded.identity
         self.d_model, self.n_layers = loaded.identity.d_model, loaded.identity.n_layers
@@ -98,6 +97,11 @@ class Subject:
         token_ids = torch.tensor([self.tokenizer.encode(_PROBE)], device=self.device)
         with torch.no_grad():
             expected = self.hf_model(input_ids=token_ids, use_cache=False).logits
+        if not expected.isfinite().all():
+            raise ValueError(
+                f"the logits of {self.identity.name} are not finite: its weights are damaged or overflow at this "
+                "precision; load it anew, or with model.dtype=float32"
+            )
         # No tokenizer for the bridge: it would load one anew and rewrite its special tokens.
         self.bridge = build_bridge_from_module(
             self.hf_model, loaded.identity.architecture, hf_config=self.hf_model.config, model_name=loaded.identity.name
@@ -124,20 +128,20 @@ class Subject:
         return _read_norm(self.bridge.ln_final)
 
     @cached_property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:  # noqa: N802 (TransformerLens's name)
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
         """The unembedding, in float32."""
         return self._head_weight.detach().float().T
 
     @cached_property
-    def b_U(self) -> Float[Tensor, "vocab"] | None:  # noqa: N802 (TransformerLens's name)
+    def b_U(self) -> Float[Tensor, "vocab"] | None:
         """The unembedding's bias, in float32; None for most models."""
         return None if self._head_bias is None else self._head_bias.detach().float()
 
-    def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802 (TransformerLens's name)
+    def W_O(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """How each head of a block writes into the residual stream (before any post-norm), in float32."""
         return self.bridge.blocks[layer].attn.W_O.detach().float()
 
-    def b_O(self, layer: int) -> Float[Tensor, "d_model"]:  # noqa: N802 (TransformerLens's name)
+    def b_O(self, layer: int) -> Float[Tensor, "d_model"]:
         """The bias of a block's attention output, in float32; zero where there is none."""
         bias = self.bridge.blocks[layer].attn.b_O
         return torch.zeros(self.d_model, device=self.device) if bias is None else bias.detach().float()
@@ -156,7 +160,7 @@ class Subject:
 
     @torch.no_grad()
     def _verify(self, token_ids: Tensor, expected: Tensor) -> None:
-        """Compares the bridge with the plain model, and the head as the lens has it with the head as the model has it."""
+        """Compares the bridge with the plain model, and the lens's head with the model's."""
         residuals: list[Tensor] = []
         last = f"blocks.{self.n_layers - 1}.hook_resid_post"
         logits = self.bridge.run_with_hooks(
@@ -168,14 +172,14 @@ class Subject:
     def _compare(self, what: str, got: Tensor, expected: Tensor) -> None:
         error = (got.float() - expected.float()).abs().max().item()
         bound = _TOLERANCE[expected.dtype] * expected.abs().max().item()
-        if not error <= bound:  # a NaN is not
+        if not error <= bound:  # so that a NaN fails
             raise ValueError(
-                f"{what} does not reproduce the logits of {self.identity.name} ({self.identity.architecture}): they differ by up "
-                f"to {error:.2g}, expected at most {bound:.2g}; choose a model of another architecture"
+                f"{what} does not reproduce the logits of {self.identity.name} ({self.identity.architecture}): they "
+                f"differ by up to {error:.2g}, expected at most {bound:.2g}; choose a model of another architecture"
             )
 
 
-def _read_norm(bridge: torch.nn.Module) -> Norm:
+def _read_norm(bridge: Any) -> Norm:
     """A norm of the bridge as plain numbers."""
     weight = bridge.weight.detach().float()
     # Models call it by different names, but all of them keep ε in the module that computes.

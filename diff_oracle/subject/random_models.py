@@ -1,7 +1,7 @@
 """Tiny models with random weights, one of each architecture that the definitions must hold on. For tests.
 
-What could hide a mistake is made to differ: shared keys and values, heads that do not fill the residual stream, biases and
-norm weights far from their usual start, a window shorter than a text, blocks whose halves run in parallel.
+What could hide a mistake is made to differ: shared keys and values, heads that do not fill the residual stream, biases
+and norm weights far from their usual start, a window shorter than a text, blocks whose halves run in parallel.
 """
 
 from __future__ import annotations

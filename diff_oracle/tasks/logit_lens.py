@@ -21,38 +21,20 @@ YES, NO = "yes", "no"
 # {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
     "promoted": {
-        "seen": (
-            "Which tokens become more likely?",
-            "Most promoted tokens?",
-            "List the tokens that this step promotes most.",
-            "What does this make more probable?",
-        ),
-        "heldout": ("Name the tokens whose logits go up most.", "Which tokens does this step push up?"),
+        "seen": ("Which tokens go up?", "More likely tokens?", "What does this add?", "Name what is raised."),
+        "heldout": ("Which tokens are raised?", "What goes up most?"),
     },
     "suppressed": {
-        "seen": (
-            "Which tokens become less likely?",
-            "Most suppressed tokens?",
-            "List the tokens that this step suppresses most.",
-            "What does this make less probable?",
-        ),
-        "heldout": ("Name the tokens whose logits go down most.", "Which tokens does this step push down?"),
+        "seen": ("Which tokens go down?", "Less likely tokens?", "What does this take away?", "Name what is lowered."),
+        "heldout": ("Which tokens are lowered?", "What goes down most?"),
     },
     "yes_no": {
-        "seen": (
-            'Does "{0}" become more likely?',
-            'Is "{0}" promoted?',
-            'Does this step make "{0}" more probable?',
-        ),
-        "heldout": ('Does the logit of "{0}" go up?',),
+        "seen": ('Is "{0}" more likely?', 'Does "{0}" go up?', 'Is "{0}" raised?'),
+        "heldout": ('Does this add "{0}"?',),
     },
     "choice": {
-        "seen": (
-            'Which becomes more likely, "{0}" or "{1}"?',
-            'Which is promoted: "{0}" or "{1}"?',
-            'Does this step favour "{0}" or "{1}"?',
-        ),
-        "heldout": ('Whose logit goes up, "{0}" or "{1}"?',),
+        "seen": ('Which goes up, "{0}" or "{1}"?', '"{0}" or "{1}"?', 'Does this add "{0}" or "{1}"?'),
+        "heldout": ('More likely: "{0}" or "{1}"?',),
     },
 }
 

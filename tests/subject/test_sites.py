@@ -28,7 +28,9 @@ def test_what_can_be_read_is_written_the_same(name: str) -> None:
     assert str(site) == name
 
 
-@pytest.mark.parametrize("name", ["", "7", "L", "L-1", "L07", "l7", "L7.", "L7.ffn", "L7H", "L7H3.attn", "L3:", "L7 ", "L²"])
+@pytest.mark.parametrize(
+    "name", ["", "7", "L", "L-1", "L07", "l7", "L7.", "L7.ffn", "L7H", "L7H3.attn", "L3:", "L7 ", "L²"]
+)
 def test_malformed_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="malformed site"):
         DiffSite.parse(name)
@@ -65,7 +67,11 @@ def test_order_is_kept_and_repeats_are_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["L9"], "out of range"), (["layer"], "unknown site 'layer': choose from layers"), (["spans"], "'spans' is empty")],
+    [
+        (["L9"], "out of range"),
+        (["layer"], "unknown site 'layer': choose from layers"),
+        (["spans"], "'spans' is empty"),
+    ],
 )
 def test_bad_sets_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from diff_oracle.subject import model as subject_model
+from diff_oracle.subject.loading import SubjectConfig
+from diff_oracle.subject.model import Norm, Subject
+from tests.helpers import ARCHITECTURES, random_loaded, random_subject, random_tokens
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_bridge_gives_the_models_logits(architecture: str) -> None:
+    """On texts that are longer than the probe at load and than Gemma's window."""
+    plain, subject, token_ids = random_loaded(architecture).model, random_subject(architecture), random_tokens(3, 60)
+    with torch.no_grad():
+        expected = plain(input_ids=token_ids).logits
+        assert torch.allclose(subject.bridge(token_ids), expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_bridge_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = subject_model.build_bridge_from_module
+
+    def careless(model: torch.nn.Module, *args: object, **kwargs: object) -> object:
+        with torch.no_grad():
+            model.get_submodule("model.layers.2.mlp.down_proj").weight[0] *= 1.1
+        return build(model, *args, **kwargs)
+
+    monkeypatch.setattr(subject_model, "build_bridge_from_module", careless)
+    with pytest.raises(ValueError, match="bridge does not reproduce the logits of random-llama"):
+        Subject.load(SubjectConfig(source="random"))
+
+
+def test_a_lens_that_reads_the_head_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would be with a model that scales its logits in a way unknown here."""
+    frozen = Norm.frozen
+    monkeypatch.setattr(Norm, "frozen", lambda self, x, scale: frozen(self, x, scale) * 1.01)
+    with pytest.raises(ValueError, match="logit lens does not reproduce the logits of random-gemma3"):
+        Subject.load(SubjectConfig(source="random", architecture="gemma3"))
+
+
+def test_damaged_weights_are_refused() -> None:
+    loaded = random_loaded()
+    with torch.no_grad():
+        loaded.model.get_submodule("model.layers.1.mlp.down_proj").weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="logits of random-llama are not finite: its weights are damaged"):
+        Subject(loaded)
+
+
+def test_bfloat16_loads() -> None:
+    subject = Subject.load(SubjectConfig(dtype="bfloat16"))
+    assert subject.hf_model.dtype == torch.bfloat16 and subject.W_U.dtype == torch.float32
