@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diff_oracle.subject.loading import TINY, LoadedModel, SubjectConfig, identify, load_hf_model
+from diff_oracle.subject.loading import LoadedModel, SubjectConfig, identify, load_hf_model
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.random_models import random_model
 
@@ -33,6 +33,3 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     """The largest ‖got − expected‖ / ‖expected‖ over the last axis."""
     got, expected = got.double(), expected.double()
     return float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
-
-
-__all__ = ["ARCHITECTURES", "TINY", "random_loaded", "random_subject", "random_tokens", "relative_error"]

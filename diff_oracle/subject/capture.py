@@ -97,8 +97,8 @@ def _check(subject: Subject, token_ids: Tensor, queries: Sequence[Query]) -> Non
             raise ValueError(f"row {query.row} is out of range: the batch has rows 0…{num_rows - 1}")
         if not 0 < query.position < width:
             raise ValueError(
-                f"position {query.position} is out of range: choose from 1…{width - 1} (position 0, the attention sink, "
-                "is never used)"
+                f"position {query.position} is out of range: choose from 1…{width - 1} (position 0, the attention "
+                "sink, is never used)"
             )
 
 

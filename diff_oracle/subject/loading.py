@@ -179,8 +179,8 @@ def _from_hub(
         if error.errno is not None:
             raise
         raise ValueError(
-            f"cannot load {hub_id!r} from the Hugging Face hub ({_first_line(error)}): check the id, the network and that "
-            f"HF_HUB_OFFLINE is not set, or fetch it elsewhere with `hf download {hub_id}` and use model=local "
+            f"cannot load {hub_id!r} from the Hugging Face hub ({_first_line(error)}): check the id, the network and "
+            f"that HF_HUB_OFFLINE is not set, or fetch it elsewhere with `hf download {hub_id}` and use model=local "
             "model.path=DIR"
         ) from error
 

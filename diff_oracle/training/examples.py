@@ -23,11 +23,11 @@ class Example:
 
 
 class ExampleDataset(torch.utils.data.Dataset[Example]):
-    """`length` examples; the i-th depends on the seed and i alone.
+    """`num_batches` × `batch_size` examples, to be read in order; the i-th depends on the seed and i alone.
 
-    Each pass over the records is a new permutation, each visit a new question. A share of the examples has no diff:
-    some show the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was
-    trained.
+    Each pass over the records is a new permutation, each visit a new question. A share of the batches has no diffs: some
+    show the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was trained. It
+    is whole batches, because prompts with text are longer and would pad all others.
     """
 
     def __init__(
@@ -35,13 +35,14 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
         records: RecordSet,
         tasks: Sequence[Task],
         prompts: PromptBuilder,
-        length: int,
+        num_batches: int,
+        batch_size: int,
         seed: int,
         text_only_fraction: float,
         none_fraction: float,
     ) -> None:
         self._records, self._tasks, self._prompts = records, tasks, prompts
-        self._length, self._seed = length, seed
+        self._length, self._batch_size, self._seed = num_batches * batch_size, batch_size, seed
         self._text_only, self._none = text_only_fraction, none_fraction
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -54,15 +55,15 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
             self._order = epoch, keyed_rng(self._seed, "order", epoch).permutation(len(self._records))
         record = self._records[int(self._order[1][place])]
         rng = keyed_rng(self._seed, "example", index)
+        mode = keyed_rng(self._seed, "mode", index // self._batch_size).random()
+        has_diff = mode >= self._text_only + self._none
         task = self._tasks[int(rng.integers(len(self._tasks)))]
         kind = task.kinds[int(rng.integers(len(task.kinds)))]
-        mode, sign = rng.random(), 1
-        if mode >= self._text_only + self._none:
-            sign = -1 if rng.random() < 0.5 else 1
+        sign = -1 if has_diff and rng.random() < 0.5 else 1
         question = task.question(record, kind, rng, sign=sign)
         if mode < self._text_only:
             prompt = self._prompts.with_text(record.site, record.relative_size, record.token_ids, question.text)
         else:
-            diff = sign * record.diff if mode >= self._text_only + self._none else np.zeros_like(record.diff)
+            diff = sign * record.diff if has_diff else np.zeros_like(record.diff)
             prompt = self._prompts.with_diff(record.site, diff, record.relative_size, question.text)
         return Example(prompt, self._prompts.vocabulary.encode(question.answer))

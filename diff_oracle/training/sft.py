@@ -36,9 +36,9 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     text_only_fraction: float = 0.15
-    """Share of examples that show the context's text in place of the diff."""
+    """Share of batches that show the context's text in place of the diff."""
     none_fraction: float = 0.05
-    """Share of examples whose slots are left empty."""
+    """Share of batches whose slots are left empty."""
     evaluations: int = 6
     """Points of the learning curve, measured on split `select`."""
 
@@ -68,6 +68,7 @@ def train_oracle(
         max_grad_norm=config.max_grad_norm,
         logging_steps=max(1, config.steps // 100),
         logging_nan_inf_filter=False,
+        train_sampling_strategy="sequential",  # the dataset is its own permutation
         save_strategy="no",
         report_to="none",
         remove_unused_columns=False,
@@ -78,7 +79,8 @@ def train_oracle(
         records,
         tasks,
         oracle.prompts,
-        config.steps * config.batch_size,
+        config.steps,
+        config.batch_size,
         seed,
         config.text_only_fraction,
         config.none_fraction,

@@ -138,7 +138,19 @@ def test_texts_of_tokens_join_to_the_text() -> None:
 @pytest.fixture
 def sentencepiece() -> PreTrainedTokenizerFast:
     """In the manner of Llama 2 and Gemma: a mark for a space, bytes for what is unknown, and a decoder that strips."""
-    vocab = {"<bos>": 0, "<0x41>": 1, "<0xE2>": 2, "A": 3, "a": 4, "▁a": 5, "▁the": 6, "the": 7, "▁": 8, "<unused0>": 9}
+    vocab = {
+        "<bos>": 0,
+        "<0x41>": 1,
+        "<0xE2>": 2,
+        "A": 3,
+        "a": 4,
+        "▁a": 5,
+        "▁the": 6,
+        "the": 7,
+        "▁": 8,
+        "<unused0>": 9,
+        " the": 10,
+    }
     bpe = Tokenizer(models.BPE(vocab=vocab, merges=[("▁", "a")], byte_fallback=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bpe.decoder = decoders.Sequence(
@@ -155,6 +167,6 @@ def test_leading_spaces_survive_a_decoder_that_strips(sentencepiece: PreTrainedT
     assert token_text(sentencepiece, 6) == " the"
 
 
-def test_bytes_and_unused_tokens_are_not_named(sentencepiece: PreTrainedTokenizerFast) -> None:
-    """<0x41> reads like A, but the model never sees or says it."""
+def test_a_text_names_one_token_and_no_byte(sentencepiece: PreTrainedTokenizerFast) -> None:
+    """<0x41> reads like A, but the model never sees or says it; " the" is there twice."""
     assert label_tokens(sentencepiece, 12).nonzero()[:, 0].tolist() == [3, 4, 5, 6, 7]

@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 
 from diff_oracle.subject import packages
-from diff_oracle.subject.loading import LoadedModel, SubjectConfig, identify, load_hf_model, pick_device
-from tests.helpers import TINY, random_loaded
+from diff_oracle.subject.loading import TINY, LoadedModel, SubjectConfig, identify, load_hf_model, pick_device
+from tests.helpers import random_loaded
 
 
 def test_the_bundled_model_is_a_trained_one() -> None:
@@ -78,7 +78,7 @@ def test_a_saved_model_is_the_same_model(saved: tuple[Path, LoadedModel]) -> Non
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # transformers refuses the one and invents the other
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, architecture: str) -> None:
     random_loaded(architecture).model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no tokenizer that can be read: put the files"):
+    with pytest.raises(ValueError, match=r"has no tokenizer that can be read: add the files"):
         load_hf_model(SubjectConfig(source="local", path=str(tmp_path)))
 
 

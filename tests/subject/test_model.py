@@ -48,3 +48,13 @@ def test_damaged_weights_are_refused() -> None:
 def test_bfloat16_loads() -> None:
     subject = Subject.load(SubjectConfig(dtype="bfloat16"))
     assert subject.hf_model.dtype == torch.bfloat16 and subject.W_U.dtype == torch.float32
+
+
+def test_a_norm_is_torchs() -> None:
+    """On small residuals too, where ε is what σ is made of."""
+    gamma, beta, *rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.stack(rows) * 1e-3
+    layer_norm = Norm(centred=True, gamma=gamma, beta=beta, eps=1e-5)
+    assert torch.allclose(layer_norm(x), torch.nn.functional.layer_norm(x, (16,), gamma, beta, 1e-5), atol=1e-5)
+    rms_norm = Norm(centred=False, gamma=gamma, beta=torch.zeros(16), eps=1e-5)
+    assert torch.allclose(rms_norm(x), torch.nn.functional.rms_norm(x, (16,), gamma, 1e-5), atol=1e-5)

@@ -10,6 +10,7 @@ from diff_oracle.oracle.prompt import Prompt, PromptBuilder, PromptConfig
 from diff_oracle.records import DiffDataset, open_dataset
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
 from diff_oracle.tasks import make_tasks
+from diff_oracle.tasks.logit_lens import PHRASINGS
 from diff_oracle.tasks.text import Vocabulary
 from diff_oracle.training.examples import ExampleDataset
 
@@ -34,7 +35,7 @@ def make_examples(base: LoadedModel, dataset: DiffDataset) -> Callable[..., Exam
     prompts = PromptBuilder(vocabulary, PromptConfig(), 2, base.identity.d_model)
 
     def make(length: int = 200, seed: int = 0, text_only: float = 0.0, none: float = 0.0) -> ExampleDataset:
-        return ExampleDataset(dataset.split("train"), make_tasks(TASKS), prompts, length, seed, text_only, none)
+        return ExampleDataset(dataset.split("train"), make_tasks(TASKS), prompts, length // 2, 2, seed, text_only, none)
 
     return make
 
@@ -58,14 +59,14 @@ def test_a_flipped_diff_has_the_flipped_answer(
         record = records[i]
         by_bytes[record.diff.tobytes()] = record, 1
         by_bytes[(-record.diff).tobytes()] = record, -1
-    examples = make_examples(length=len(records))
+    examples = make_examples(length=len(records) // 2 * 2)
     vocabulary = examples._prompts.vocabulary
     signs = []
     for i in range(len(examples)):
         record, sign = by_bytes[examples[i].prompt.diff.tobytes()]
         signs.append(sign)
         shown = vocabulary.tokenizer.decode(examples[i].prompt.ids)
-        if "uppress" in shown or "less likely" in shown or "less probable" in shown:
+        if any(wording in shown for wording in PHRASINGS["suppressed"]["seen"]):
             end = "suppressed_ids" if sign > 0 else "promoted_ids"
         else:
             end = "promoted_ids" if sign > 0 else "suppressed_ids"
