@@ -51,7 +51,7 @@ def forbidden(module: str, imported: str) -> str | None:
         return "only diff_oracle.subject imports transformer_lens"
     if package in ("hydra", "omegaconf") and module != CLI and not is_entry_point(module):
         return "only entry points and diff_oracle.cli import hydra and omegaconf"
-    if package not in ("diff_oracle", "data_gen"):
+    if package not in ("diff_oracle", "data_gen") or rest == "__version__":
         return None
     if is_entry_point(module):
         return None

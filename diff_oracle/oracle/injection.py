@@ -25,7 +25,7 @@ class InjectionConfig:
     """`embed` replaces the slots' embeddings, `residual` adds to the residual stream behind a block."""
     map: str = "affine"
     """What the direction passes through first: `none` or `affine`, learned."""
-    num_slots: int = 4
+    num_slots: int = 2
     """Slots that all carry the same vector."""
     scale: float = 1.0
     """Size of what is injected: in mean embedding norms (`embed`), or in norms of the residual there (`residual`)."""

@@ -37,9 +37,9 @@ FORMAT_VERSION = 1
 class LoraOptions:
     """The adapter."""
 
-    rank: int = 32
+    rank: int = 64
     """Rank of each update; every linear layer but the unembedding has one."""
-    alpha: float = 32.0
+    alpha: float = 64.0
     """Updates are scaled by alpha / rank."""
 
 

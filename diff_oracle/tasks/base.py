@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -41,7 +42,8 @@ class Task(Protocol):
     """One file of `diff_oracle.tasks` each."""
 
     name: str
-    kinds: tuple[str, ...]
+    kinds: Mapping[str, float]
+    """Kinds of question, each with its share of the training examples."""
     config: Any
     """A dataclass; its fields are the keys of conf/task/NAME.yaml."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -39,6 +40,11 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
 }
 
 
+# Shares of the training examples. Not equal: `promoted` asks for a copy of the diff, `suppressed` for a copy of its
+# negative, and in equal shares the two cancel in the gradient of whatever reads the slot, so that nothing is read for long.
+KINDS = {"promoted": 0.5, "suppressed": 0.2, "yes_no": 0.15, "choice": 0.15}
+
+
 @dataclass
 class LogitLensConfig:
     """How many tokens are measured and asked for."""
@@ -59,7 +65,7 @@ class LogitLens:
 
     config: LogitLensConfig = field(default_factory=LogitLensConfig)
     name = "logit_lens"
-    kinds = ("promoted", "suppressed", "yes_no", "choice")
+    kinds = MappingProxyType(KINDS)
 
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1

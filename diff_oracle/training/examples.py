@@ -58,7 +58,7 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
         mode = keyed_rng(self._seed, "mode", index // self._batch_size).random()
         has_diff = mode >= self._text_only + self._none
         task = self._tasks[int(rng.integers(len(self._tasks)))]
-        kind = task.kinds[int(rng.integers(len(task.kinds)))]
+        kind = str(rng.choice(list(task.kinds), p=list(task.kinds.values())))
         sign = -1 if has_diff and rng.random() < 0.5 else 1
         question = task.question(record, kind, rng, sign=sign)
         if mode < self._text_only:

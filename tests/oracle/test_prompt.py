@@ -25,7 +25,7 @@ def test_slots_are_where_the_mask_says_and_labels_are_the_answer_alone(make_orac
 def test_a_slot_in_the_question_is_refused(make_oracle: Callable[..., Oracle]) -> None:
     prompts = make_oracle().prompts
     prompt = prompts.with_diff("L1", np.ones(prompts.d_model, np.float32), 0.5, ("Why ", prompts.slot_id, "?"))
-    with pytest.raises(ValueError, match="expected 4 slots side by side"):
+    with pytest.raises(ValueError, match="expected 2 slots side by side"):
         prompts.collate([prompt])
 
 
