@@ -41,7 +41,7 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
 
 
 # Shares of the training examples. Not equal: `promoted` asks for a copy of the diff, `suppressed` for a copy of its
-# negative, and in equal shares the two cancel in the gradient of whatever reads the slot, so that nothing is read for long.
+# negative, and in equal shares the two cancel in the gradient of whatever reads the slot: nothing is read for long.
 KINDS = {"promoted": 0.5, "suppressed": 0.2, "yes_no": 0.15, "choice": 0.15}
 
 

@@ -25,9 +25,9 @@ class Example:
 class ExampleDataset(torch.utils.data.Dataset[Example]):
     """`num_batches` × `batch_size` examples, to be read in order; the i-th depends on the seed and i alone.
 
-    Each pass over the records is a new permutation, each visit a new question. A share of the batches has no diffs: some
-    show the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was trained. It
-    is whole batches, because prompts with text are longer and would pad all others.
+    Each pass over the records is a new permutation, each visit a new question. A share of the batches has no diffs:
+    some show the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was
+    trained. It is whole batches, because prompts with text are longer and would pad all others.
     """
 
     def __init__(
