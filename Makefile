@@ -25,7 +25,7 @@ check: install
 # A benchmark prints one JSON object; a failed one leaves the last result in place.
 bench: install
 	@mkdir -p results
-	@for file in benchmarks/*.py; do \
+	@for file in $(wildcard benchmarks/*.py); do \
 		name=$$(basename $$file .py); \
 		echo "$$file -> results/bench_$$name.json"; \
 		out=$$($(BIN)/python $$file) || exit 1; \

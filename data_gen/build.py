@@ -29,7 +29,7 @@ from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import Split, config_hash, is_dataset, schema, split_of, writing
 from diff_oracle.subject.capture import Query, capture
 from diff_oracle.subject.lens import label_tokens
-from diff_oracle.subject.loading import SubjectConfig, pick_device
+from diff_oracle.subject.loading import SubjectConfig, load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import make_tasks
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 MEASURES = {"logit_lens": logit_lens.measure}
 _WINDOWS_PER_FORWARD = 16
-_WINDOWS_PER_SHARD = 1024
+_FORWARDS_PER_SHARD = 64
 
 
 @dataclass
@@ -51,6 +51,12 @@ class SitesConfig:
     """Site sets (layers, components, heads, spans) or single sites (L3H2); each name is drawn equally often."""
     per_position: int = 6
     """Different sites taken at each position."""
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("sites.names is empty: name at least one set or site, e.g. sites.names=[layers]")
+        if self.per_position < 1:
+            raise ValueError(f"sites.per_position must be at least 1, got {self.per_position}")
 
 
 @dataclass
@@ -116,37 +122,43 @@ def build(config: BuildConfig, subject: Subject | None = None) -> Path:
     """Builds the dataset of a config unless it stands already; returns its directory.
 
     Raises:
-        ValueError: A config value is out of range, the corpus is empty or too short, or an activation is not finite.
+        ValueError: A config value is out of range, the corpus is empty or too short, an activation is not finite, or
+            something that is no dataset is in the way.
     """
     tasks = make_tasks(config.tasks)
-    subject = subject or Subject.load(config.model, pick_device(config.device))
+    loaded = subject or load_hf_model(config.model, pick_device(config.device))
+    identity, corpus = loaded.identity, describe_corpus(config.corpus)
     content = {
-        "subject": subject.identity.to_dict(),
-        "corpus": describe_corpus(config.corpus),
+        "subject": identity.to_dict(),
+        "corpus": corpus,
         "tasks": {task.name: asdict(task.config) for task in tasks},
         "sites": asdict(config.sites),
         "sampling": asdict(config.sampling),
         "seed": config.seed,
     }
-    path = Path(config.data_dir) / f"{subject.identity.name}-{config.corpus.name}-{config_hash(content)}"
+    path = Path(config.data_dir) / f"{identity.name}-{config.corpus.name}-{config_hash(content)}"
     if is_dataset(path):
         logger.info("dataset: %s (already there)", path)
         return path
     logger.info("dataset: building %s", path)
-    site_sets = [expand_sites([name], subject.n_layers, subject.n_heads) for name in config.sites.names]
-    allowed = label_tokens(subject.tokenizer, subject.identity.vocab_size).to(subject.device)
-    counts = {"documents": 0, "documents_too_short": 0, "windows": 0}
-    documents = islice(iter_documents(config.corpus), config.sampling.max_documents)
-    windows = _windows(subject.tokenizer, documents, site_sets, config, counts)
-    with writing(path, schema(subject.d_model, config.tasks)) as writer:
-        with tqdm(desc="measuring", unit=" windows") as bar:
-            for shard in _batched(windows, _WINDOWS_PER_SHARD):
-                rows: dict[str, list[Any]] = {}
-                for batch in _batched(shard, _WINDOWS_PER_FORWARD):
-                    for name, values in _measure(subject, batch, tasks, allowed).items():
-                        rows.setdefault(name, []).extend(values)
-                    bar.update(len(batch))
-                writer.write_shard(rows)
+    site_sets = [expand_sites([name], identity.n_layers, identity.n_heads) for name in config.sites.names]
+    with writing(path, schema(identity.d_model, config.tasks)) as writer:
+        subject = loaded if isinstance(loaded, Subject) else Subject(loaded)
+        allowed = label_tokens(subject.tokenizer, identity.vocab_size).to(subject.device)
+        counts = {"documents": 0, "documents_too_short": 0, "windows": 0}
+        rows: dict[str, list[Any]] = {}
+        most = config.sampling.max_documents
+        source = islice(iter_documents(config.corpus), most)
+        with tqdm(source, desc="measuring", unit=" documents", total=min(most, corpus.get("documents", most))) as bar:
+            windows = _windows(subject.tokenizer, iter(bar), site_sets, config, counts)
+            for num_forwards, batch in enumerate(_batched(windows, _WINDOWS_PER_FORWARD), start=1):
+                for name, values in _measure(subject, batch, tasks, allowed).items():
+                    rows.setdefault(name, []).extend(values)
+                if num_forwards % _FORWARDS_PER_SHARD == 0:
+                    writer.write_shard(rows)
+                    rows = {}
+        if rows:
+            writer.write_shard(rows)
         writer.write_manifest(content, counts)
     return path
 

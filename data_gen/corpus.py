@@ -8,14 +8,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import json
 import platform
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 # Generated tables and grammars: text that nobody wrote for a reader.
 _NOT_PROSE = ("encodings", "test", "tests", "idle_test", "site-packages", "lib2to3", "pydoc_data", "__pycache__")
+_PASSAGE_CHARS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class CorpusConfig:
     name: str = "pydoc"
     """`pydoc` (CPython's language reference and docstrings, offline), `text_files` or `hub`."""
     path: str | None = None
-    """`text_files`: one .txt file or a folder of them."""
+    """`text_files`: a folder of .txt files, a document each; or one .txt file, cut between paragraphs (at blank lines)
+    into documents of at least 1000 characters, FILE#0, FILE#1, …"""
     hub_name: str | None = None
     """`hub`: the id of a dataset on the Hugging Face hub, read as a stream."""
     hub_config: str | None = None
@@ -50,7 +56,7 @@ def iter_documents(config: CorpusConfig) -> Iterator[Document]:
     Raises:
         ValueError: The corpus is unknown, has no path, holds a file that is not UTF-8, or holds no document.
     """
-    sources = {"pydoc": pydoc_documents, "text_files": _text_file_documents, "hub": _hub_documents}
+    sources = {"pydoc": _pydoc, "text_files": _text_file_documents, "hub": _hub_documents}
     if config.name not in sources:
         raise ValueError(f"unknown corpus {config.name!r}: choose from {', '.join(sources)}")
     empty = True
@@ -61,22 +67,29 @@ def iter_documents(config: CorpusConfig) -> Iterator[Document]:
         raise ValueError(f"corpus {config.name!r} is empty: no document with text was found")
 
 
-def describe_corpus(config: CorpusConfig) -> dict[str, str | None]:
-    """What the manifest says of the corpus; part of the dataset's hash, so a changed text is another dataset."""
-    if config.name == "pydoc":
-        return {"name": "pydoc", "python": platform.python_version()}
-    if config.name == "text_files":
-        digest = hashlib.sha256()
-        for file in _text_files(config):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-        return {"name": "text_files", "path": config.path, "sha256": digest.hexdigest()}
-    return {
-        "name": config.name,
-        "hub_name": config.hub_name,
-        "hub_config": config.hub_config,
-        "hub_split": config.hub_split,
-        "text_column": config.text_column,
-    }
+def describe_corpus(config: CorpusConfig) -> dict[str, Any]:
+    """What the manifest says of the corpus; part of the dataset's hash, so a changed text is another dataset.
+
+    Text on this machine is read and hashed with its ids, whatever folder it lies in; `documents` is their number. A
+    hub's dataset is taken at its word.
+
+    Raises:
+        ValueError: As `iter_documents`.
+    """
+    if config.name == "hub":
+        return {
+            "name": "hub",
+            "hub_name": config.hub_name,
+            "hub_config": config.hub_config,
+            "hub_split": config.hub_split,
+            "text_column": config.text_column,
+        }
+    digest, num_documents = hashlib.sha256(), 0
+    for document in iter_documents(config):
+        digest.update(json.dumps([document.doc_id, document.text]).encode())
+        num_documents += 1
+    about = {"name": config.name, "documents": num_documents, "sha256": digest.hexdigest()}
+    return about | {"python": platform.python_version()} if config.name == "pydoc" else about
 
 
 def stdlib_sources() -> Iterator[tuple[str, str]]:
@@ -92,7 +105,7 @@ def stdlib_sources() -> Iterator[tuple[str, str]]:
             continue
 
 
-def pydoc_documents(config: CorpusConfig | None = None, min_chars: int = 200) -> Iterator[Document]:
+def pydoc_documents(min_chars: int = 200) -> Iterator[Document]:
     """The language reference's topics, then every docstring of the standard library of at least `min_chars`."""
     from pydoc_data.topics import topics
 
@@ -102,6 +115,16 @@ def pydoc_documents(config: CorpusConfig | None = None, min_chars: int = 200) ->
         for qualified_name, docstring in docstrings(ast.parse(source), module.removesuffix(".__init__")):
             if len(docstring) >= min_chars:
                 yield Document(f"docstrings/{qualified_name}", docstring)
+
+
+@cache
+def _pydoc_once() -> tuple[Document, ...]:
+    """Parsing the standard library takes seconds, and a build reads the corpus twice: to name it and to measure it."""
+    return tuple(pydoc_documents())
+
+
+def _pydoc(config: CorpusConfig) -> Iterator[Document]:
+    return iter(_pydoc_once())
 
 
 def docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
@@ -131,8 +154,26 @@ def _text_file_documents(config: CorpusConfig) -> Iterator[Document]:
             raise ValueError(
                 f"{file} is not UTF-8 (byte {error.start}): convert it, e.g. iconv -f latin1 -t utf-8"
             ) from error
-        if text:
-            yield Document(file.name if root.is_file() else str(file.relative_to(root)), text)
+        if not text:
+            continue
+        if root.is_file():  # one document would be in one split, and nothing could be both trained and tested
+            yield from (Document(f"{file.name}#{i}", passage) for i, passage in enumerate(_passages(text)))
+        else:
+            yield Document(file.relative_to(root).as_posix(), text)
+
+
+def _passages(text: str) -> list[str]:
+    """Neighbouring paragraphs, together until they are long enough; a short rest joins the last passage."""
+    passages: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        if passages and len(passages[-1]) < _PASSAGE_CHARS:
+            passages[-1] += "\n\n" + paragraph
+        else:
+            passages.append(paragraph)
+    if len(passages) > 1 and len(passages[-1]) < _PASSAGE_CHARS:
+        rest = passages.pop()
+        passages[-1] += "\n\n" + rest
+    return passages
 
 
 def _hub_documents(config: CorpusConfig) -> Iterator[Document]:

@@ -55,13 +55,16 @@ def entry_point(
 
     Returns:
         A function that reads the command line. A ValueError, an OSError or a wrong configuration ends it with one line
-        on stderr and exit code 2, in a sweep after the other jobs; a run folder without results is removed.
+        on stderr and exit code 2, in a sweep after the other jobs; Ctrl-C ends it at once, with exit code 130. A run
+        folder without results is removed, unless it was there before.
     """
 
     def main() -> None:
         folder = conf_dir or find_conf_dir()
         wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
         failed = False
+        # Hydra makes the folder of a run before it calls anything of ours.
+        there_before = {path for path in _named_run_dirs(sys.argv[1:]) if path.is_dir()}
 
         def report(error: Exception) -> None:
             nonlocal failed
@@ -70,6 +73,11 @@ def entry_point(
 
         def job(composed: DictConfig) -> float | None:
             run_dir = _job_dir()
+
+            def tidy_up() -> None:
+                keep = run_dir in there_before
+                _tidy_up(run_dir, log=f"{name}.log", keep=keep, own_place=composed.run_dir is None)
+
             try:
                 config = _to_dataclass(composed, schema, folder)
                 cast(Any, config).run_dir = str(run_dir)
@@ -78,8 +86,12 @@ def entry_point(
                 if wants_traceback:
                     raise
                 report(error)
-                _tidy_up(run_dir, log=f"{name}.log", own_place=composed.run_dir is None)
+                tidy_up()
                 return None
+            except KeyboardInterrupt:
+                if not wants_traceback:
+                    tidy_up()
+                raise
 
         _register(schema)
         command = hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(job)
@@ -91,6 +103,11 @@ def entry_point(
             if wants_traceback:
                 raise
             report(error)
+        except KeyboardInterrupt:
+            if wants_traceback:
+                raise
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)  # 128 + SIGINT, as shells say it
         finally:
             if not wants_traceback:
                 del os.environ["HYDRA_FULL_ERROR"]
@@ -211,10 +228,26 @@ def _job_dir() -> Path:
     return Path(settings.run.dir)
 
 
-def _tidy_up(run_dir: Path, log: str, own_place: bool) -> None:
-    """Removes a failed run without results; otherwise its log gets the traceback that the terminal does not show."""
+def _named_run_dirs(words: Sequence[str]) -> list[Path]:
+    """The run folder that a command line names, as one element; empty where it names none."""
+    named = [word.partition("=")[2].strip("'\"") for word in words if word.lstrip("+").startswith("run_dir=")]
+    return [Path(value) for value in named if value]
+
+
+def _tidy_up(run_dir: Path, log: str, keep: bool, own_place: bool) -> None:
+    """Removes a failed run without results; otherwise its log gets the traceback that the terminal does not show.
+
+    Args:
+        run_dir: The run's folder.
+        log: The name of its log file.
+        keep: Whether the folder itself stays, emptied of what Hydra wrote.
+        own_place: Whether the folder was named by the clock, in a place that is removed too if nothing else is in it.
+    """
     if {file.name for file in run_dir.iterdir()} <= {".hydra", log}:
-        shutil.rmtree(run_dir)
+        shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
+        (run_dir / log).unlink(missing_ok=True)
+        if not keep:
+            run_dir.rmdir()
         if own_place:
             with contextlib.suppress(OSError):  # other runs are in it
                 os.removedirs(run_dir.parent)

@@ -8,15 +8,13 @@ Reads the run directory that training wrote; the same settings give the same num
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from rich.console import Console
-
 from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, to_rows
-from diff_oracle.evaluation.report import terminal_table
+from diff_oracle.evaluation.report import print_table
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.provenance import provenance
 from diff_oracle.records import Split, open_dataset
@@ -50,6 +48,8 @@ def run(config: EvaluateConfig) -> None:
     source, device = Path(config.oracle), pick_device(config.device)
     if not (source / "run.json").is_file():
         raise ValueError(f"oracle={source} is no run directory of diff_oracle.train: it has no run.json")
+    if Path(config.run_dir).resolve() == source.resolve():
+        raise ValueError(f"run_dir={config.run_dir} is the oracle's own folder: choose another one")
     trained = json.loads((source / "run.json").read_text())
     oracle = Oracle.from_pretrained(source / "oracle", device)
     dataset_dir = Path(trained["dataset"])
@@ -58,12 +58,19 @@ def run(config: EvaluateConfig) -> None:
     dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
     settings = EvaluationConfig(**trained["config"]["evaluation"])
     if config.num_rows is not None:
-        settings.num_rows = config.num_rows
+        settings = replace(settings, num_rows=config.num_rows)
     tasks = make_tasks(trained["config"]["tasks"])
+    for task in tasks:
+        task.fit(dataset.split("train"))
     rows = to_rows(evaluate(oracle, dataset, tasks, settings, cast(Split, config.split), trained["config"]["seed"]))
     (Path(config.run_dir) / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (Path(config.run_dir) / "run.json").write_text(json.dumps(provenance(device), indent=2) + "\n")
-    Console().print(terminal_table(rows))
+    about = provenance(device) | {
+        "oracle": str(source.resolve()),
+        "dataset": str(dataset.path),
+        "config": asdict(config),
+    }
+    (Path(config.run_dir) / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    print_table(rows)
 
 
 main = entry_point("evaluate", EvaluateConfig, run)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,22 +212,34 @@ class DatasetWriter:
 
 
 @contextmanager
-def writing(path: Path, columns: pa.Schema) -> Any:
-    """Gives a `DatasetWriter`; on leaving well the dataset stands at `path`, on any error nothing is left behind."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield DatasetWriter(partial, columns)
-        partial.rename(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC, "no space left for the dataset: free some or set data_dir=DIR", str(path)
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def writing(path: Path, columns: pa.Schema) -> Iterator[DatasetWriter]:
+    """Gives a `DatasetWriter`; on leaving well a dataset stands at `path`, on any error nothing is left behind.
+
+    Processes may write the same dataset at once: each has a folder of its own, and the first to end is kept.
+
+    Raises:
+        ValueError: Something that is no dataset is at `path`.
+        OSError: There is no space, or no permission to write.
+    """
+    if path.exists() and not is_dataset(path):
+        raise ValueError(f"{path} is in the way: it is no dataset, it has no {MANIFEST}; remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.partial-") as scratch:
+        partial = Path(scratch) / path.name  # a temporary folder itself can be read by its owner alone
+        partial.mkdir()
+        try:
+            yield DatasetWriter(partial, columns)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OSError(
+                    errno.ENOSPC, "no space left for the dataset: free some or set data_dir=DIR", str(path)
+                ) from error
+            raise
+        try:
+            partial.rename(path)
+        except OSError:
+            if not is_dataset(path):  # else another process was first, with the same content
+                raise
 
 
 def is_dataset(path: Path) -> bool:
@@ -238,16 +251,12 @@ def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffData
     """Opens a dataset for a subject.
 
     Raises:
-        ValueError: It is no dataset, was written by another schema, for another subject or tokenizer, or a shard is
-            missing or changed.
+        ValueError: It is no dataset, was written by another schema, for another subject or tokenizer, its manifest is
+            damaged, or a shard is missing or changed.
     """
     if not is_dataset(path):
         raise ValueError(f"{path} is no dataset: it has no {MANIFEST}")
-    manifest = json.loads((path / MANIFEST).read_text())
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} has schema version {manifest['schema_version']}, expected {SCHEMA_VERSION}: build it again"
-        )
+    manifest = _read_manifest(path)
     subject = manifest["subject"]
     for key, got in (("weights_hash", weights_hash), ("tokenizer_hash", tokenizer_hash)):
         if subject[key] != got:
@@ -255,23 +264,57 @@ def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffData
                 f"{path} was measured on another subject: {subject['name']} with {key} {subject[key][:12]}, but the "
                 f"model in use has {got[:12]}: choose that model or build a dataset for this one"
             )
-    files = []
+    tables = []
     for shard in manifest["shards"]:
         file = path / shard["file"]
         if not file.is_file() or _file_hash(file) != shard["sha256"]:
             raise ValueError(f"shard {file} is missing or corrupt: delete {path} and build it again")
-        files.append(str(file))
-    rows = datasets.Dataset.from_parquet(files)
+        tables.append(pq.read_table(file, partitioning=None))  # a folder called a=b is no column
+    # Not `Dataset.from_parquet`, which copies every dataset into a cache outside data_dir. Without a fingerprint given,
+    # one would be made by hashing all rows.
+    fingerprint = hashlib.sha256("".join(shard["sha256"] for shard in manifest["shards"]).encode()).hexdigest()[:16]
+    rows = datasets.Dataset(pa.concat_tables(tables), fingerprint=fingerprint)
     names = np.asarray(rows["split"])
     return DiffDataset(path, manifest, {s: RecordSet(rows.select(np.flatnonzero(names == s))) for s in SPLITS})
 
 
 def git_commit() -> str | None:
-    """The commit of the code in use, or None outside a checkout."""
-    result = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or None
+    """The commit of the code in use, with "+dirty" where tracked files differ from it; None outside its repository."""
+    # An installed package may lie inside somebody else's checkout: that one does not have this file at this place.
+    if _git("ls-files", "--full-name", "--", __file__) != f"diff_oracle/{Path(__file__).name}":
+        return None
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+dirty" if commit and changed else commit
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in this file's folder; None where it fails or is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """A dataset's manifest, with all that opening it needs."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if manifest["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {manifest['schema_version']}, expected {SCHEMA_VERSION}: build it again"
+            )
+        itemgetter("counts", "shards")(manifest)
+        itemgetter("name", "weights_hash", "tokenizer_hash")(manifest["subject"])
+        for shard in manifest["shards"]:
+            itemgetter("file", "sha256")(shard)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({type(error).__name__}: {error}): delete {path} and build it again"
+        ) from error
+    return manifest
 
 
 def _file_hash(file: Path) -> str:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from data_gen.build import BuildConfig, build
 from diff_oracle.cli import entry_point
+from diff_oracle.evaluation.controls import draw_rows
 from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, selection_metric, selection_scores, to_rows
-from diff_oracle.evaluation.report import draw_learning_curve, terminal_table
+from diff_oracle.evaluation.report import draw_learning_curve, print_table
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import LoraOptions, Oracle, OracleConfig
 from diff_oracle.oracle.prompt import PromptConfig
@@ -33,6 +34,8 @@ from diff_oracle.tasks import make_tasks
 from diff_oracle.training.sft import TrainingConfig, train_oracle
 
 logger = logging.getLogger(__name__)
+
+RESULTS = ("run.json", "eval.json", "select.json", "learning_curve.png")
 
 
 @dataclass
@@ -55,34 +58,41 @@ def run(config: TrainConfig) -> float:
     """Builds, trains, evaluates, writes; returns the selection metric."""
     assert config.run_dir is not None  # the command sets it
     run_dir, device = Path(config.run_dir), pick_device(config.device)
-    tasks = make_tasks(config.tasks)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("training runs in one process so far: start it with python, not with torchrun or accelerate")
+    for name in RESULTS:  # of an earlier run in this folder, so that none stands beside the new oracle
+        (run_dir / name).unlink(missing_ok=True)
+    tasks, asked = make_tasks(config.tasks), config.evaluation
     started = time.monotonic()
     dataset_dir = build(config)
     built = time.monotonic()
     torch.manual_seed(config.seed)  # the adapter's start; every other draw is keyed
     oracle = Oracle.create(config.model, OracleConfig(config.lora, config.prompt, config.injection), device)
     dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
+    for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
+        draw_rows(dataset.split(split), 1, config.seed)
+    for task in tasks:
+        task.fit(dataset.split("train"))
     history = train_oracle(
         oracle,
         dataset.split("train"),
         tasks,
         config.training,
-        run_dir,
         config.seed,
-        measure=lambda o: selection_scores(o, dataset, tasks, config.evaluation, config.seed),
+        measure=lambda o: selection_scores(o, dataset, tasks, asked.curve_rows, asked.batch_size, config.seed),
     )
     oracle.save(run_dir / "oracle")
     draw_learning_curve(history, run_dir / "learning_curve.png")
     trained = time.monotonic()
-    selection = selection_scores(oracle, dataset, tasks, config.evaluation, config.seed)
+    selection = selection_scores(oracle, dataset, tasks, asked.selection_rows, asked.batch_size, config.seed)
     (run_dir / "select.json").write_text(json.dumps({"history": history, "final": selection}, indent=2) + "\n")
-    rows = to_rows(evaluate(oracle, dataset, tasks, config.evaluation, "test", config.seed))
+    rows = to_rows(evaluate(oracle, dataset, tasks, asked, "test", config.seed))
     (run_dir / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
     seconds = {"build": built - started, "train": trained - built, "evaluate": time.monotonic() - trained}
-    about = provenance(device) | {"seconds": seconds, "dataset": str(dataset_dir), "config": asdict(config)}
+    about = provenance(device) | {"seconds": seconds, "dataset": str(dataset_dir.resolve()), "config": asdict(config)}
     (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
-    Console().print(terminal_table(rows))
-    Console().print(f"dataset {dataset_dir}\noracle, eval.json and learning_curve.png in {run_dir}", highlight=False)
+    print_table(rows)
+    print(f"dataset {dataset_dir}\noracle, eval.json and learning_curve.png in {run_dir}")
     return selection_metric(selection)
 
 

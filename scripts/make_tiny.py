@@ -1,9 +1,9 @@
 """Makes the bundled subject model `tiny` from text that every CPython ships: `python scripts/make_tiny.py`.
 
 A Llama-shaped language model with grouped-query attention and its own byte-level BPE tokenizer, trained on the language
-reference, docstrings and source of the standard library. Held out: every document of corpus `pydoc` that is not in split
-`train` (docstrings are cut out of their modules' source), and a tenth of the modules. Writes the model (float16
-safetensors), the tokenizer and the card with every figure into `diff_oracle/assets/tiny/`. About 25 minutes on 2 cores.
+reference, docstrings and source of the standard library. Held out: every document of corpus `pydoc` that is not in
+split `train` (docstrings are cut out of their modules' source), and a tenth of the modules. Writes the model (float16
+safetensors), the tokenizer and the card with every figure into `diff_oracle/assets/tiny/`. Half an hour on 2 cores.
 Needs torch 2.9 or newer for its Muon optimiser.
 """
 
@@ -175,8 +175,8 @@ def main() -> None:
     train_ids, heldout_ids = token_stream(tokenizer, train_texts), token_stream(tokenizer, heldout_texts)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-        pad_token_id=1, attn_implementation="sdpa",
+        num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=0, pad_token_id=1, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_ids):,} training tokens")
@@ -194,8 +194,8 @@ def main() -> None:
     model.half().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     card = {
-        "data": "CPython's language reference (pydoc_data.topics), docstrings and standard library source; held out: the "
-        "documents of corpus pydoc outside split train, and a tenth of the modules",
+        "data": "CPython's language reference (pydoc_data.topics), docstrings and standard library source; held out: "
+        "the documents of corpus pydoc outside split train, and a tenth of the modules",
         "licence_of_the_data": "PSF",
         "command": " ".join(["python", *sys.argv]),
         "commit": git_commit(),

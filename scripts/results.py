@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 def save(run_dir: Path, name: str) -> None:
     """Writes one JSON with the run's provenance and its scores, and the learning curve beside it."""
     about = json.loads((run_dir / "run.json").read_text())
+    about["dataset"] = Path(about["dataset"]).name  # where it lies is nobody's business
     content = about | {"eval": json.loads((run_dir / "eval.json").read_text())}
     (ROOT / "results").mkdir(exist_ok=True)
     (ROOT / "results" / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """What a person can get wrong ends in one line that says what to do, and leaves nothing half-written behind."""
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,19 @@ from diff_oracle import records
 
 SMALL = ["+task=logit_lens", "sampling.max_documents=30", "sampling.windows_per_document=1", "data_dir=data"]
 Refused = Callable[..., str]
+# A build's own progress: its bars and the line that says where the dataset is.
+PROGRESS = re.compile(
+    r"(measuring|Loading weights): +(\d+%\|.*|0 documents .*)\[.*\]|dataset: (building \S+|\S+ \(already there\))"
+)
+
+
+def complaint(stderr: str) -> str:
+    """The one line that stderr holds beside progress; a bar's states are apart by carriage returns."""
+    lines = [line.strip() for line in re.split(r"[\r\n]", stderr)]
+    lines = [line for line in lines if line and not PROGRESS.fullmatch(line)]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
 
 
 @pytest.fixture
@@ -27,9 +41,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             build.main()
         assert ended.value.code == 2
         assert {p for p in tmp_path.rglob("*") if p.is_file()} <= before
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        return lines[0]
+        return complaint(capsys.readouterr().err)
 
     return run
 
@@ -42,6 +54,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("sites.names=[L3-8]", "'L3-8'"),
         ("sampling.max_document=3", "did you mean 'sampling.max_documents'?"),
         ("sampling.max_documents=few", "sampling.max_documents"),
+        ("sites.names=[]", "sites.names is empty"),
+        ("sites.per_position=0", "sites.per_position must be at least 1, got 0"),
         ("sampling.context_length=8", "must be below sampling.context_length=8"),
         ("tasks.logit_lens.num_asked=11", "num_asked must be 1…k = 10, got 11"),
         ("corpus.name=books", "unknown corpus 'books': choose from pydoc, text_files, hub"),
@@ -78,6 +92,12 @@ def test_a_full_disk(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no space left on device" in refused()
 
 
+def test_a_folder_in_the_way_of_the_dataset(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "config_hash", lambda content: "0" * 12)
+    (tmp_path / "data" / "tiny-pydoc-000000000000").mkdir(parents=True)
+    assert "tiny-pydoc-000000000000 is in the way: it is no dataset" in refused()
+
+
 def test_a_dataset_that_was_damaged_is_not_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,7 +110,8 @@ def test_a_dataset_that_was_damaged_is_not_trained_on(
     shard.write_bytes(shard.read_bytes()[:-100])
     monkeypatch.setattr(sys, "argv", ["train", *SMALL, "+debug=smoke", "run_dir=run", "sampling.max_documents=30",
                                       "sampling.windows_per_document=1"])  # fmt: skip
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         train.main()
-    assert "shard-00000.parquet is missing or corrupt: delete" in capsys.readouterr().err
+    assert "shard-00000.parquet is missing or corrupt: delete" in complaint(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()

@@ -242,6 +242,57 @@ def test_results_of_a_failed_run_stay_with_the_traceback(command: Command, capsy
     assert "Traceback" in Path("here/toy.log").read_text()
 
 
+@pytest.mark.parametrize("words", [["run_dir=mine"], ["run_dir='mine'"], ["++run_dir=mine"]])
+def test_an_empty_folder_that_was_there_before_stays(
+    command: Command, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    def run(config: ToyConfig) -> float:
+        raise ValueError("loss is NaN")
+
+    Path("mine").mkdir()
+    error_line(command, capsys, "+task=alpha", *words, run=run)
+    assert list(Path(".").rglob("*")) == [Path("mine")]
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "training.steps=1,2"]])
+def test_interrupt_is_one_word_and_leaves_nothing(
+    command: Command, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    def run(config: ToyConfig) -> float:
+        jobs.append(config)
+        raise KeyboardInterrupt
+
+    jobs: list[ToyConfig] = []
+    with pytest.raises(SystemExit) as exit_info:
+        command(*words, "+task=alpha", run=run)
+    assert exit_info.value.code == 130
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Launching" not in line and "\t#" not in line]
+    assert lines == ["interrupted"]
+    assert len(jobs) == 1  # a sweep ends too
+    assert files() in ([], [f"{Path(str(jobs[0].run_dir)).parent}/multirun.yaml"])  # Hydra's record of the sweep
+
+
+def test_interrupt_keeps_results(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: ToyConfig) -> float:
+        succeed(config)
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        command("+task=alpha", "run_dir=here", run=run)
+    assert capsys.readouterr().err == "interrupted\n"
+    assert Path("here/eval.json").exists()
+    assert "KeyboardInterrupt" in Path("here/toy.log").read_text()
+
+
+def test_interrupt_has_a_traceback_for_those_who_ask(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: ToyConfig) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(KeyboardInterrupt):
+        command("+task=alpha", run=run)
+
+
 @pytest.mark.parametrize("error", [TypeError, KeyError, AssertionError, RuntimeError])
 def test_bug_keeps_its_traceback(command: Command, error: type[Exception]) -> None:
     def run(config: ToyConfig) -> float:

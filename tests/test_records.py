@@ -73,6 +73,30 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_writers_of_one_dataset_leave_the_first_that_ends(tmp_path: Path) -> None:
+    path = tmp_path / "toy"
+    with writing(path, COLUMNS) as slow:
+        slow.write_shard(toy_rows(["train"] * 7))
+        write_toy(path)
+        slow.write_manifest({"subject": SUBJECT}, {})
+    assert open_toy(path).manifest["counts"]["train"] == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_dataset_is_in_the_way_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "toy"
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="in the way: .* remove it"), writing(path, COLUMNS):
+        pytest.fail("was let in")
+    assert [file.name for file in tmp_path.rglob("*")] == ["toy", "notes.txt"]
+
+
+def test_a_dataset_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    assert write_toy(tmp_path / "toy").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_full_disk_is_said_plainly_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -120,6 +144,37 @@ def test_a_missing_shard_a_missing_manifest_and_another_schema_are_refused(tmp_p
     (path / MANIFEST).unlink()
     with pytest.raises(ValueError, match="no dataset"):
         open_toy(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "JSONDecodeError"),
+        ('{"schema_version": 1', "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError: 'schema_version'"),
+        ('{"schema_version": 1, "counts": {}, "shards": []}', "KeyError: 'subject'"),
+        ('{"schema_version": 1, "counts": {}, "shards": [], "subject": {"name": "toy"}}', "KeyError: 'weights_hash'"),
+        ('{"schema_version": 1, "counts": {}, "shards": [{"file": "x"}], "subject": %s}', "KeyError: 'sha256'"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    path = write_toy(tmp_path / "toy")
+    (path / MANIFEST).write_text(content.replace("%s", json.dumps(SUBJECT)))
+    with pytest.raises(ValueError, match=f"{MANIFEST} is damaged .{said}") as caught:
+        open_toy(path)
+    assert type(caught.value) is ValueError and "\n" not in str(caught.value)
+
+
+def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:
+    dataset = open_toy(write_toy(tmp_path / "seed=1" / "site=L9"))
+    assert dataset.split("train").sites == ["L0", "L0"]
+
+
+def test_opening_copies_nothing_into_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert len(open_toy(write_toy(tmp_path / "toy")).split("train")) == 2
+    assert not (tmp_path / "cache").exists()
 
 
 @given(st.text(min_size=1))

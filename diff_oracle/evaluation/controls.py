@@ -7,7 +7,7 @@
 | random | a Gaussian vector (only its direction counts) |
 | none | empty slots |
 | text_only | the context's text and no slots |
-| site_prior | nothing is asked: the site's commonest answer in the training rows |
+| site_prior | nothing is asked: what the site's training rows suggest (`Task.prior_answer`) |
 """
 
 from __future__ import annotations

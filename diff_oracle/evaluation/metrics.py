@@ -22,6 +22,8 @@ from diff_oracle.tasks.base import Phrasing
 
 logger = logging.getLogger(__name__)
 
+MIN_GROUP_DOCS = 10  # resampling fewer documents gives intervals that are too narrow to be believed
+
 
 @dataclass
 class EvaluationConfig:
@@ -30,7 +32,9 @@ class EvaluationConfig:
     num_rows: int = 600
     """Rows of split `test`; a third of them is asked in held-out wordings."""
     curve_rows: int = 96
-    """Rows of split `select` for a point of the learning curve and for the selection metric."""
+    """Rows of split `select` for a point of the learning curve."""
+    selection_rows: int = 300
+    """Rows of split `select` for the selection metric after training."""
     batch_size: int = 128
     """Prompts answered at once."""
     resamples: int = 2000
@@ -39,6 +43,9 @@ class EvaluationConfig:
     """Controls to ask; `matched` is always asked."""
 
     def __post_init__(self) -> None:
+        for name in ("num_rows", "curve_rows", "selection_rows", "batch_size", "resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
         for control in self.controls:
             if control not in CONTROLS:
                 raise ValueError(f"unknown control {control!r}: choose from {', '.join(CONTROLS)}")
@@ -64,21 +71,26 @@ class Result:
 def evaluate(
     oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], config: EvaluationConfig, split: Split, seed: int
 ) -> list[Result]:
-    """Scores by task, kind and site group: each control's, and matched − control, with intervals."""
+    """Scores by task, kind and site group: each control's, and matched − control, with intervals.
+
+    The tasks must be fitted. A site group seen in fewer than `MIN_GROUP_DOCS` documents has no line of its own.
+    """
     records = dataset.split(split)
     rows, partner_rows = draw_rows(records, config.num_rows, seed)
     chosen, partners = records.take(rows), records.take(partner_rows)
     controls = [MATCHED, *(c for c in config.controls if c != MATCHED)]
     results: list[Result] = []
     for task in tasks:
-        prior = task.fit_prior(dataset.split("train"), oracle.vocabulary)
         for kind in task.kinds:
             questions = [_question(task, record, kind, index, seed) for index, record in enumerate(chosen)]
             scores: dict[str, Float[np.ndarray, "row"]] = {}
             for control in controls:
                 logger.info("asking %s/%s: %s", task.name, kind, control)
                 if control == SITE_PRIOR:
-                    answers = [prior.answer(r.site, q) for r, q in zip(chosen, questions, strict=True)]
+                    answers = [
+                        oracle.vocabulary.show(task.prior_answer(r.site, q))
+                        for r, q in zip(chosen, questions, strict=True)
+                    ]
                 else:
                     prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
                     answers = answer(oracle, prompts, questions, config.batch_size)
@@ -90,11 +102,14 @@ def evaluate(
 
 
 def selection_scores(
-    oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], config: EvaluationConfig, seed: int
+    oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], num_rows: int, batch_size: int, seed: int
 ) -> dict[str, float]:
-    """Mean scores on split `select`, matched and shuffled: cheap enough to be asked while training."""
+    """Mean scores on `num_rows` rows of split `select`, matched and shuffled: cheap enough to be asked while training.
+
+    The tasks must be fitted.
+    """
     records = dataset.split("select")
-    rows, partner_rows = draw_rows(records, config.curve_rows, seed)
+    rows, partner_rows = draw_rows(records, num_rows, seed)
     chosen, partners = records.take(rows), records.take(partner_rows)
     scores = {}
     for task in tasks:
@@ -102,7 +117,7 @@ def selection_scores(
             questions = [task.question(r, kind, keyed_rng(seed, "select", kind, i)) for i, r in enumerate(chosen)]
             for control in (MATCHED, "shuffled"):
                 prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
-                answers = answer(oracle, prompts, questions, config.batch_size)
+                answers = answer(oracle, prompts, questions, batch_size)
                 right = [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
                 scores[f"select/{task.name}/{kind}/{control}"] = float(np.mean(right))
     return scores
@@ -148,7 +163,7 @@ def _summarise(
     parts += [(kind, str(group), ~heldout & (groups == group)) for group in sorted(set(groups))]
     results = []
     for question, group, mask in parts:
-        if not mask.any():
+        if not mask.any() or (group != "all" and len(set(doc_ids[mask])) < MIN_GROUP_DOCS):
             continue
         bootstrap = DocumentBootstrap(doc_ids[mask], resamples, keyed_rng(seed, "bootstrap"))
         for control, values in scores.items():

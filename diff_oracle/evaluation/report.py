@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,21 +20,34 @@ HEADER = ("question", "sites", "control", "score [95 % CI]", "matched - control 
 def table_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """One line a score: the score and how far `matched` is above it, each with its interval.
 
-    Every control for all sites together; for single site groups only `matched` and `shuffled`.
+    Every control for all sites together, and in a last line again the hardest one, which scores highest: what the
+    diff adds is the gap to it. For single site groups only `matched` and `shuffled`.
     """
-    by_key = {(r["task"], r["question"], r["site_group"], r["control"]): r for r in rows}
+    parts: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        parts.setdefault((f"{row['task']}: {row['question']}", row["site_group"]), {})[row["control"]] = row
     lines: list[tuple[str, ...]] = []
-    for (task, question, group, control), row in by_key.items():
-        if control not in (CONTROLS if group == "all" else (MATCHED, "shuffled")):
-            continue
-        gap = by_key.get((task, question, group, f"{MATCHED} - {control}"))
-        size = f"{row['n']} ({row['n_docs']})"
-        lines.append((f"{task}: {question}", group, control, _score(row), _score(gap) if gap else "", size))
+    for part, by_control in parts.items():
+        shown = [(c, c) for c in by_control if c in (CONTROLS if part[1] == "all" else (MATCHED, "shuffled"))]
+        controls = [c for c, _ in shown if c != MATCHED]
+        if part[1] == "all" and controls:
+            hardest = max(controls, key=lambda c: by_control[c]["value"])
+            shown.append((hardest, f"hardest: {hardest}"))
+        for control, name in shown:
+            row, gap = by_control[control], by_control.get(f"{MATCHED} - {control}")
+            size = f"{row['n']} ({row['n_docs']})"
+            lines.append((*part, name, _score(row), _score(gap) if gap else "", size))
     return lines
 
 
 def _score(row: Row) -> str:
     return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Prints the table; 130 columns wide where there is no terminal to ask."""
+    console = Console() if sys.stdout.isatty() else Console(width=130)
+    console.print(terminal_table(rows))
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:

@@ -6,17 +6,21 @@ it, checked on load.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -42,6 +46,10 @@ class LoraOptions:
     alpha: float = 64.0
     """Updates are scaled by alpha / rank."""
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"lora.rank must be at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}")
+
 
 @dataclass
 class OracleConfig:
@@ -62,6 +70,8 @@ class Oracle(nn.Module):
         vocabulary: Tokens as text.
         identity: The base model's identity, which a dataset's subject must equal.
     """
+
+    accepts_loss_kwargs = False  # tells Trainer that the loss is a mean already
 
     def __init__(
         self, loaded: LoadedModel, base: SubjectConfig, config: OracleConfig, adapter: Path | None = None
@@ -171,49 +181,75 @@ class Oracle(nn.Module):
         return Batch(**{name: tensor.to(self.device) for name, tensor in batch.items()})  # type: ignore[typeddict-item, attr-defined]
 
     def save(self, folder: Path) -> None:
-        """Writes adapter, injector and sidecar."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.lm.save_pretrained(str(folder / "adapter"))
-        save_file(
-            {k: v.contiguous().cpu() for k, v in self.injector.state_dict().items()}, folder / "injector.safetensors"
-        )
+        """Writes adapter, injector and sidecar; an oracle that stands there is replaced once the new one is whole.
+
+        Raises:
+            OSError: The disk is full; nothing is left behind.
+        """
+        base = asdict(self.base)
+        if self.base.path is not None:
+            base["path"] = str(Path(self.base.path).expanduser().resolve())
         sidecar = {
             "format_version": FORMAT_VERSION,
-            "base": asdict(self.base),
+            "base": base,
             "identity": self.identity.to_dict(),
             "config": asdict(self.config),
         }
-        (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+            partial = Path(scratch) / folder.name
+            try:
+                self.lm.save_pretrained(str(partial / "adapter"))
+                state = {name: value.contiguous().cpu() for name, value in self.injector.state_dict().items()}
+                save_file(state, partial / "injector.safetensors")
+            except SafetensorError as error:
+                if "No space left" in str(error):
+                    raise OSError(errno.ENOSPC, "no space left for the oracle", str(folder)) from error
+                raise
+            (partial / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", base: SubjectConfig | None = None) -> Oracle:
         """Loads a saved oracle, on the base model it names or on the one given.
 
         Raises:
-            ValueError: The folder holds no oracle, or one of another format or base model.
+            ValueError: The folder holds no oracle, a damaged one, or one of another format or base model.
         """
         folder = Path(folder)
-        if not (folder / SIDECAR).is_file():
-            raise ValueError(f"{folder} holds no oracle: it has no {SIDECAR}")
+        config, saved_base, identity = _read_sidecar(folder)
+        base = base or saved_base
+        loaded = load_hf_model(base, device)
+        found = loaded.identity.to_dict()
+        for key in ("weights_hash", "tokenizer_hash"):
+            if found[key] != identity[key]:
+                raise ValueError(
+                    f"{folder} is an oracle of another model: it was trained on {identity['name']} with "
+                    f"{key} {identity[key][:12]}, but {found['name']} has {str(found[key])[:12]}"
+                )
+        try:
+            oracle = cls(loaded, base, config, adapter=folder / "adapter")
+            oracle.injector.load_state_dict(load_file(folder / "injector.safetensors"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{folder} is damaged: {error}") from error
+        return oracle.eval()
+
+
+def _read_sidecar(folder: Path) -> tuple[OracleConfig, SubjectConfig, dict[str, str]]:
+    if not (folder / SIDECAR).is_file():
+        raise ValueError(f"{folder} holds no oracle: it has no {SIDECAR}")
+    try:
         sidecar = json.loads((folder / SIDECAR).read_text())
         if sidecar["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"{folder} has format version {sidecar['format_version']}, expected {FORMAT_VERSION}")
+            raise ValueError(f"format version {sidecar['format_version']}, expected {FORMAT_VERSION}")
         parts = sidecar["config"]
         config = OracleConfig(
             LoraOptions(**parts["lora"]), PromptConfig(**parts["prompt"]), InjectionConfig(**parts["injection"])
         )
-        base = base or SubjectConfig(**sidecar["base"])
-        loaded = load_hf_model(base, device)
-        found = loaded.identity.to_dict()
-        for key in ("weights_hash", "tokenizer_hash"):
-            if found[key] != sidecar["identity"][key]:
-                raise ValueError(
-                    f"{folder} is an oracle of another model: it was trained on {sidecar['identity']['name']} with "
-                    f"{key} {sidecar['identity'][key][:12]}, but {found['name']} has {str(found[key])[:12]}"
-                )
-        oracle = cls(loaded, base, config, adapter=folder / "adapter")
-        oracle.injector.load_state_dict(load_file(folder / "injector.safetensors"))
-        return oracle.eval()
+        return config, SubjectConfig(**sidecar["base"]), sidecar["identity"]
+    except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version
+        raise ValueError(f"{folder / SIDECAR} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _by_length(prompts: Sequence[Prompt], batch_size: int) -> list[np.ndarray]:

@@ -17,7 +17,9 @@ from typing import TypedDict
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from jinja2 import TemplateError
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from diff_oracle.tasks.text import Text, Vocabulary
 
@@ -35,8 +37,12 @@ class PromptConfig:
     """Whether the oracle is told the site's name."""
     show_size: bool = True
     """Whether it is told ‖diff‖ / ‖before‖ in words; injection keeps only the direction."""
-    context_tokens: int = 48
+    context_tokens: int = 96
     """Last tokens of the context shown in prompts that carry text in place of a diff (control `text_only`)."""
+
+    def __post_init__(self) -> None:
+        if self.context_tokens < 1:
+            raise ValueError(f"prompt.context_tokens must be at least 1, got {self.context_tokens}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,16 @@ def slot_token(vocabulary: Vocabulary) -> int:
     raise ValueError("the tokenizer has no unused special token and no control character that could stand for a slot")
 
 
+def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> str:
+    """One turn of the tokenizer's chat, with `_PLACE` for the user's message."""
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _PLACE}]
+    try:
+        frame = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError:  # how a template says that it knows no system role
+        frame = tokenizer.apply_chat_template(messages[1:], tokenize=False, add_generation_prompt=True)
+    return str(frame)
+
+
 class PromptBuilder:
     """Writes prompts for one tokenizer and collates them.
 
@@ -92,10 +108,11 @@ class PromptBuilder:
         self.vocabulary, self.config, self.num_slots, self.d_model = vocabulary, config, num_slots, d_model
         self.slot_id = slot_token(vocabulary)
         tokenizer = vocabulary.tokenizer
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token, so no answer could end: set its eos_token")
         self.eos_id = int(tokenizer.eos_token_id)
         if tokenizer.chat_template:
-            messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _PLACE}]
-            frame = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            frame = _chat_frame(tokenizer)
             if frame.count(_PLACE) != 1:
                 raise ValueError("the tokenizer's chat template does not show the user's message once")
             head, tail = frame.split(_PLACE)

@@ -135,12 +135,18 @@ def identify(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def pick_device(device: str) -> str:
-    """`device`, or for `auto` the first of cuda, mps and cpu that is there."""
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """`device`, or for `auto` the first of cuda, mps and cpu that is there.
+
+    Raises:
+        ValueError: It is unknown or not there. One of several GPUs is chosen with CUDA_VISIBLE_DEVICES.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, is_there in there.items() if is_there)
+    _check_choice("device", device, ("auto", *there))
+    if not there[device]:
+        raise ValueError(f"device={device} is not there (or this torch was built without it): use device=auto")
+    return device
 
 
 def _folder(config: SubjectConfig) -> Path:

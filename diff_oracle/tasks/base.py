@@ -29,15 +29,6 @@ class Question:
 
 
 @runtime_checkable
-class Prior(Protocol):
-    """Answers from the site alone."""
-
-    def answer(self, site: str, question: Question) -> str:
-        """The best answer that ignores the diff."""
-        ...
-
-
-@runtime_checkable
 class Task(Protocol):
     """One file of `diff_oracle.tasks` each."""
 
@@ -46,6 +37,10 @@ class Task(Protocol):
     """Kinds of question, each with its share of the training examples."""
     config: Any
     """A dataclass; its fields are the keys of conf/task/NAME.yaml."""
+
+    def fit(self, records: RecordSet) -> None:
+        """Learns from the training rows what each site usually does; before anything is asked."""
+        ...
 
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
@@ -57,6 +52,6 @@ class Task(Protocol):
         """How right an answer is, from 0 to 1."""
         ...
 
-    def fit_prior(self, records: RecordSet, vocabulary: Vocabulary) -> Prior:
-        """The answers that a site's training rows suggest."""
+    def prior_answer(self, site: str, question: Question) -> Text:
+        """The best answer that knows the site and the training rows but not the diff."""
         ...

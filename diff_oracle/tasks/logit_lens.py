@@ -1,23 +1,27 @@
 """Task `logit_lens`: which tokens does this diff make more or less likely, read directly through the unembedding?
 
 Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down;
-`yes_no` and `choice` name tokens that stand at the two ends. The labels of −diff are those of diff with the ends
-swapped, so every diff gives a second, sign-flipped pair.
+`yes_no` and `choice` ask whether, or which, token is among the k that go up most. The token that is not is one that the
+same site often raises in other rows, drawn so that knowing the site does not help (`LogitLens._pair`). The labels of
+−diff are those of diff with the ends swapped, so every diff gives a second, sign-flipped pair.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from diff_oracle.records import Record, RecordSet
 from diff_oracle.tasks.base import Phrasing, Question
 from diff_oracle.tasks.text import Text, Vocabulary, parse_token_list, token_list
 
 YES, NO = "yes", "no"
+End = Literal["promoted", "suppressed"]
 
 # {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
@@ -30,12 +34,12 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
         "heldout": ("Which tokens are lowered?", "What goes down most?"),
     },
     "yes_no": {
-        "seen": ('Is "{0}" more likely?', 'Does "{0}" go up?', 'Is "{0}" raised?'),
-        "heldout": ('Does this add "{0}"?',),
+        "seen": ('Is "{0}" raised most?', 'Among the most raised: "{0}"?', 'Does "{0}" go up most?'),
+        "heldout": ('Does this add "{0}" most?',),
     },
     "choice": {
-        "seen": ('Which goes up, "{0}" or "{1}"?', '"{0}" or "{1}"?', 'Does this add "{0}" or "{1}"?'),
-        "heldout": ('More likely: "{0}" or "{1}"?',),
+        "seen": ('Which goes up more, "{0}" or "{1}"?', '"{0}" or "{1}"?', 'Does this add more "{0}" or "{1}"?'),
+        "heldout": ('Raised more: "{0}" or "{1}"?',),
     },
 }
 
@@ -50,7 +54,7 @@ class LogitLensConfig:
     """How many tokens are measured and asked for."""
 
     k: int = 10
-    """Tokens kept at each end of the direct logit shift. Yes/no and choice questions draw from them."""
+    """Tokens kept at each end of the direct logit shift: what yes/no and choice questions call most."""
     num_asked: int = 5
     """Tokens that an open question asks for."""
 
@@ -60,12 +64,53 @@ class LogitLensConfig:
 
 
 @dataclass(frozen=True)
+class Usual:
+    """What the training rows of a site hold at one end."""
+
+    commonest: tuple[int, ...]
+    """The best constant answer to an open question: the tokens oftenest among a row's first `num_asked`."""
+    tokens: Int[np.ndarray, "token"]
+    """Every token among the k of some row, in ascending order."""
+    shares: Float[np.ndarray, "token"]
+    """The share of rows whose k tokens hold it."""
+
+    @classmethod
+    def of(cls, lists: Int[np.ndarray, "row k"], num_asked: int) -> Usual:
+        """Counts rows' token lists."""
+        tokens, counts = np.unique(lists, return_counts=True)
+        asked, often = np.unique(lists[:, :num_asked], return_counts=True)
+        best = asked[np.argsort(-often, kind="stable")[:num_asked]]
+        return cls(tuple(best.tolist()), tokens, counts / len(lists))
+
+    def share(self, wanted: Sequence[int]) -> Float[np.ndarray, "wanted"]:
+        """The share of rows whose k tokens hold each wanted token."""
+        place = np.minimum(np.searchsorted(self.tokens, wanted), len(self.tokens) - 1)
+        return np.where(self.tokens[place] == np.asarray(wanted), self.shares[place], 0.0)
+
+
+@dataclass
 class LogitLens:
-    """Questions on the direct logit shift, and their scores."""
+    """Questions on the direct logit shift, and their scores.
+
+    Attributes:
+        usual: Set by `fit`: what each site usually holds at each end; under site None, all sites together.
+    """
 
     config: LogitLensConfig = field(default_factory=LogitLensConfig)
+    usual: dict[tuple[str | None, End], Usual] = field(default_factory=dict, init=False, repr=False)
     name = "logit_lens"
     kinds = MappingProxyType(KINDS)
+
+    def fit(self, records: RecordSet) -> None:
+        """Learns from the training rows what each site usually does."""
+        self.usual.clear()
+        sites = np.array(records.sites)
+        ends: tuple[End, End] = ("promoted", "suppressed")
+        for end in ends:
+            lists = np.stack(list(records.column(f"{end}_ids")))
+            self.usual[None, end] = Usual.of(lists, self.config.num_asked)
+            for site in np.unique(sites):
+                self.usual[str(site), end] = Usual.of(lists[sites == site], self.config.num_asked)
 
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
@@ -74,9 +119,11 @@ class LogitLens:
 
         Raises:
             ValueError: The kind is unknown.
+            RuntimeError: `fit` was not called.
         """
         if kind not in self.kinds:
             raise ValueError(f"unknown question kind {kind!r}: choose from {', '.join(self.kinds)}")
+        self._check_fitted()
         ends = record.labels["promoted_ids"].tolist(), record.labels["suppressed_ids"].tolist()
         promoted, suppressed = ends if sign > 0 else ends[::-1]
         wordings = PHRASINGS[kind][phrasing]
@@ -84,7 +131,8 @@ class LogitLens:
         if kind in ("promoted", "suppressed"):
             tokens = promoted if kind == "promoted" else suppressed
             return Question(self.name, kind, phrasing, (wording,), token_list(tokens[: self.config.num_asked]))
-        up, down = int(rng.choice(promoted)), int(rng.choice(suppressed))
+        usual = self.usual.get((record.site, "promoted" if sign > 0 else "suppressed"))
+        up, down = self._pair(promoted, suppressed, usual, rng)
         first_is_up = bool(rng.integers(2))
         if kind == "yes_no":
             text = _fill(wording, up if first_is_up else down)
@@ -104,37 +152,49 @@ class LogitLens:
         named = parse_token_list(answer)[: len(wanted)]
         return len(set(named) & set(wanted)) / len(wanted)
 
-    def fit_prior(self, records: RecordSet, vocabulary: Vocabulary) -> SitePrior:
-        """Counts, for each site, how often each token stands at either end among the training rows."""
-        prior = SitePrior(self.config.num_asked, vocabulary)
-        columns = records.sites, records.column("promoted_ids"), records.column("suppressed_ids")
-        for site, promoted, suppressed in zip(*columns, strict=True):
-            for key in (site, None):  # None: all sites, for a site that training rows lack
-                prior.promoted[key].update(promoted.tolist())
-                prior.suppressed[key].update(suppressed.tolist())
-        return prior
+    def prior_answer(self, site: str, question: Question) -> Text:
+        """Open: the site's commonest tokens. Else by how often the site's training rows hold the token.
 
+        A site that no training row has is answered by all sites together.
 
-@dataclass
-class SitePrior:
-    """The best answer that knows the site and the training rows but not the diff."""
-
-    num_asked: int
-    vocabulary: Vocabulary
-    promoted: dict[str | None, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    suppressed: dict[str | None, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-
-    def answer(self, site: str, question: Question) -> str:
-        """Open: the site's commonest tokens. Else by how much oftener the site promotes than suppresses the token."""
-        key = site if site in self.promoted else None
+        Raises:
+            RuntimeError: `fit` was not called.
+        """
+        self._check_fitted()
+        end: End = "suppressed" if question.kind == "suppressed" else "promoted"
+        usual = self.usual.get((site, end), self.usual[None, end])
         if not question.choices:
-            counts = (self.promoted if question.kind == "promoted" else self.suppressed)[key]
-            return self.vocabulary.show(token_list(token for token, _ in counts.most_common(self.num_asked)))
+            return token_list(usual.commonest)
         tokens = [piece for piece in question.text if isinstance(piece, int)]
-        lead = [self.promoted[key][token] - self.suppressed[key][token] for token in tokens]
+        shares = usual.share(tokens)
         if question.kind == "yes_no":
-            return YES if lead[0] > 0 else NO
-        return self.vocabulary.show((tokens[int(np.argmax(lead))],))
+            return (YES if shares[0] > 0.5 else NO,)
+        return (tokens[int(shares.argmax())],)
+
+    @staticmethod
+    def _pair(
+        promoted: Sequence[int], suppressed: Sequence[int], usual: Usual | None, rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """A token of the row's k, and one outside them that the site often has there.
+
+        Let s be the share of the site's rows that hold a token. The first is drawn with weight 1 − s, the second with
+        weight s: over rows, a token is right with weight s (1 − s) and wrong with weight (1 − s) s, so s does not tell
+        which. Where the training rows offer no such pair (a site that they lack), the second comes from the other end
+        of the row's own shift.
+        """
+        if usual is not None:
+            shares = usual.share(promoted)
+            # A token that the site never had could only be right, never wrong: it is not asked.
+            right = np.where(shares > 0, 1 - shares, 0.0)
+            wrong = np.where(np.isin(usual.tokens, promoted), 0.0, usual.shares)
+            if right.any() and wrong.any():
+                up = rng.choice(promoted, p=right / right.sum())
+                return int(up), int(rng.choice(usual.tokens, p=wrong / wrong.sum()))
+        return int(rng.choice(promoted)), int(rng.choice(suppressed))
+
+    def _check_fitted(self) -> None:
+        if not self.usual:
+            raise RuntimeError(f"task {self.name} knows no site yet: call task.fit(dataset.split('train')) first")
 
 
 def _fill(wording: str, *tokens: int) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -42,13 +42,24 @@ class TrainingConfig:
     evaluations: int = 5
     """Points of the learning curve, measured on split `select`."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
+        shares = (self.text_only_fraction, self.none_fraction)
+        if min(shares) < 0 or sum(shares) >= 1:
+            raise ValueError(
+                f"training.text_only_fraction and none_fraction must be at least 0 and below 1 together, got {shares}"
+            )
+
 
 def train_oracle(
     oracle: Oracle,
     records: RecordSet,
     tasks: Sequence[Task],
     config: TrainingConfig,
-    run_dir: Path,
     seed: int,
     measure: Callable[[Oracle], dict[str, float]],
 ) -> list[dict[str, Any]]:
@@ -57,8 +68,33 @@ def train_oracle(
     Raises:
         ValueError: The loss is not finite.
     """
+    dataset = ExampleDataset(
+        records,
+        tasks,
+        oracle.prompts,
+        config.steps,
+        config.batch_size,
+        seed,
+        config.text_only_fraction,
+        config.none_fraction,
+    )
+
+    def collate(examples: list[Example]) -> Batch:
+        return oracle.prompts.collate([e.prompt for e in examples], [e.answer_ids for e in examples])
+
+    curve = _Curve(oracle, measure, max(1, config.steps // config.evaluations))
+    with TemporaryDirectory() as scratch:  # Trainer wants a folder, though nothing is saved on the way
+        arguments = _arguments(oracle, config, seed, scratch)
+        trainer = Trainer(model=oracle, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[curve])
+        oracle.train()
+        trainer.train()
+    oracle.eval()
+    return trainer.state.log_history
+
+
+def _arguments(oracle: Oracle, config: TrainingConfig, seed: int, folder: str) -> TrainingArguments:
     arguments = TrainingArguments(
-        output_dir=str(run_dir / "checkpoints"),
+        output_dir=folder,
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -76,26 +112,8 @@ def train_oracle(
         seed=seed,
         use_cpu=oracle.device.type == "cpu",
     )
-    dataset = ExampleDataset(
-        records,
-        tasks,
-        oracle.prompts,
-        config.steps,
-        config.batch_size,
-        seed,
-        config.text_only_fraction,
-        config.none_fraction,
-    )
-
-    def collate(examples: list[Example]) -> Batch:
-        return oracle.prompts.collate([e.prompt for e in examples], [e.answer_ids for e in examples])
-
-    curve = _Curve(oracle, measure, max(1, config.steps // max(1, config.evaluations)))
-    trainer = Trainer(model=oracle, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[curve])
-    oracle.train()
-    trainer.train()
-    oracle.eval()
-    return trainer.state.log_history
+    arguments._n_gpu = 1  # several would be wrapped in DataParallel, whose copies do not know what to inject
+    return arguments
 
 
 class _Curve(TrainerCallback):

@@ -91,7 +91,52 @@ def test_same_config_same_bytes_and_another_seed_other_rows(
     other = build(small_config(seed=1))
     assert first.name == again.name != other.name
     assert hashes_of(first) == hashes_of(again) != hashes_of(other)
-    assert build(small_config()) == first  # already there
+
+
+def test_what_stands_is_not_measured_again(
+    small_config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("wrapped a model for nothing")
+
+    first = build(small_config())
+    written = (first / MANIFEST).stat().st_mtime_ns
+    monkeypatch.setattr("data_gen.build.Subject.__init__", refuse)
+    assert build(small_config()) == first
+    assert (first / MANIFEST).stat().st_mtime_ns == written
+
+
+def test_rows_do_not_depend_on_shards(
+    small_config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build(small_config())
+    monkeypatch.setattr("data_gen.build._FORWARDS_PER_SHARD", 2)
+    other = build(small_config(data_dir=f"{path.parent}-2"))
+    assert len(list(path.glob("*.parquet"))) == 1 < len(list(other.glob("*.parquet")))
+    assert rows_of(other) == rows_of(path)
+
+
+@pytest.mark.parametrize(("max_documents", "total"), [(3, 3), (40, 5)])
+def test_the_progress_bar_knows_how_much_there_is(
+    small_config: Callable[..., BuildConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    max_documents: int,
+    total: int,
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for i in range(5):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"Text number {i} speaks of shoes and ships and sealing wax. " * 3)
+    corpus = CorpusConfig(name="text_files", path=str(tmp_path / "texts"))
+    build(small_config(corpus=corpus, sampling=SamplingConfig(max_documents=max_documents)))
+    assert f"| {total}/{total} [" in capsys.readouterr().err
+
+
+def test_one_long_file_has_rows_in_every_split(small_config: Callable[..., BuildConfig], tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join(f"Chapter {i}. " + "Of shoes and ships and sealing wax. " * 30 for i in range(40)))
+    rows = rows_of(build(small_config(corpus=CorpusConfig(name="text_files", path=str(book)))))
+    assert {row["split"] for row in rows} == {"train", "select", "test"}
 
 
 def test_splits_follow_the_documents_text_alone(small_config: Callable[..., BuildConfig]) -> None:
@@ -149,6 +194,13 @@ def test_failures_leave_nothing_behind(small_config: Callable[..., BuildConfig],
     with pytest.raises(ValueError, match="out of range"):
         build(small_config(sites=SitesConfig(["L99"])))
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_sites_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sites.names is empty: name at least one"):
+        SitesConfig(names=[])
+    with pytest.raises(ValueError, match=r"sites.per_position must be at least 1, got 0"):
+        SitesConfig(per_position=0)
 
 
 def test_sampling_that_cannot_be_is_refused() -> None:

@@ -1,8 +1,10 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
-from data_gen.corpus import CorpusConfig, describe_corpus, iter_documents
+from data_gen import corpus
+from data_gen.corpus import CorpusConfig, Document, describe_corpus, iter_documents
 
 
 def test_pydoc_has_many_documents_with_distinct_stable_ids() -> None:
@@ -24,6 +26,47 @@ def test_text_files_are_read_in_order_and_their_content_is_in_the_description(tm
     before = describe_corpus(config)
     (tmp_path / "a.txt").write_text("changed")
     assert describe_corpus(config) != before
+
+
+def test_a_description_follows_ids_and_text_and_not_the_place(tmp_path: Path) -> None:
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    (tmp_path / "here" / "sub" / "a.txt").write_text("first")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+
+    def described(place: str) -> dict[str, object]:
+        return describe_corpus(CorpusConfig(name="text_files", path=str(tmp_path / place)))
+
+    assert described("here") == described("there")
+    assert str(tmp_path) not in str(described("here"))
+    (tmp_path / "there" / "sub").rename(tmp_path / "there" / "renamed")
+    assert described("here") != described("there")
+    # The same text as one file has other ids.
+    assert len({str(described(place)) for place in ("here/sub", "here/sub/a.txt", "here")}) == 3
+
+
+def test_pydoc_s_description_follows_its_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = describe_corpus(CorpusConfig())
+    assert before["documents"] > 2000 and before["python"].startswith("3.")
+    documents = list(iter_documents(CorpusConfig()))
+    changed = (*documents[:-1], Document(documents[-1].doc_id, documents[-1].text + "."))
+    monkeypatch.setattr(corpus, "_pydoc_once", lambda: changed)
+    after = describe_corpus(CorpusConfig())
+    assert after["sha256"] != before["sha256"]
+    assert {key for key in before if before[key] != after[key]} == {"sha256"}
+
+
+def test_one_file_is_cut_between_paragraphs(tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    paragraphs = [f"    Paragraph {i} begins.\n" + "It goes on and on. " * 20 + "Here it ends." for i in range(20)]
+    file.write_text("\n \n\n".join(paragraphs) + "\n")
+    documents = list(iter_documents(CorpusConfig(name="text_files", path=str(file))))
+    assert [d.doc_id for d in documents] == [f"book.txt#{i}" for i in range(6)]
+    assert "\n\n".join(d.text for d in documents) == "\n\n".join(paragraphs).strip()
+    assert [d.text.count("begins") for d in documents] == [3, 3, 3, 3, 3, 5]  # the last two were too short alone
+    assert all(len(d.text) >= 1000 for d in documents)
+    file.write_text("Short.\n\nAnd shorter.")
+    documents = list(iter_documents(CorpusConfig(name="text_files", path=str(file))))
+    assert documents == [Document("book.txt#0", "Short.\n\nAnd shorter.")]
 
 
 def test_bad_corpora_are_refused(tmp_path: Path) -> None:

@@ -1,14 +1,32 @@
+import datasets
 import numpy as np
 import pytest
 
-from diff_oracle.records import Record
+from diff_oracle.records import Record, RecordSet
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
-from diff_oracle.tasks import make_tasks
-from diff_oracle.tasks.logit_lens import PHRASINGS, LogitLens, LogitLensConfig, SitePrior
+from diff_oracle.tasks import Question, make_tasks
+from diff_oracle.tasks.logit_lens import PHRASINGS, LogitLens, LogitLensConfig
 from diff_oracle.tasks.text import Vocabulary
 
 UP, DOWN = [300, 301, 302, 303, 304, 305], [400, 401, 402, 403, 404, 405]
-TASK = LogitLens(LogitLensConfig(k=6, num_asked=3))
+COMMON_UP, COMMON_DOWN = [310, 311], [410, 411]  # what site L1 often has at the two ends, though not in `record`
+
+
+def training_rows(rows: list[tuple[str, list[int], list[int]]]) -> RecordSet:
+    """Rows of (site, promoted, suppressed): all that a task is fitted on."""
+    sites, promoted, suppressed = zip(*rows, strict=True)
+    return RecordSet(
+        datasets.Dataset.from_dict({"site": sites, "promoted_ids": promoted, "suppressed_ids": suppressed})
+    )
+
+
+def fitted(rows: list[tuple[str, list[int], list[int]]]) -> LogitLens:
+    task = LogitLens(LogitLensConfig(k=6, num_asked=3))
+    task.fit(training_rows(rows))
+    return task
+
+
+TASK = fitted([("L1", UP, DOWN), ("L1", UP[:4] + COMMON_UP, DOWN[:4] + COMMON_DOWN)])
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +53,52 @@ def test_open_answers_are_the_strongest_tokens_in_order(record: Record) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_flipped_sign_swaps_every_answer(record: Record, seed: int) -> None:
     assert TASK.question(record, "promoted", rng(seed), sign=-1).answer == (400, "\n", 401, "\n", 402)
-    for sign, ups in ((1, UP), (-1, DOWN)):
+    for sign, ups, others in ((1, UP, COMMON_UP), (-1, DOWN, COMMON_DOWN)):
         question = TASK.question(record, "yes_no", rng(seed), sign=sign)
         (named,) = [piece for piece in question.text if isinstance(piece, int)]
+        assert named in ups + others
         assert question.answer == (("yes",) if named in ups else ("no",))
         question = TASK.question(record, "choice", rng(seed), sign=sign)
         assert question.answer[0] in ups
         assert {choice[0] in ups for choice in question.choices} == {True, False}
+        assert {choice[0] in others for choice in question.choices} == {True, False}
         assert [piece for piece in question.text if isinstance(piece, int)] == [c[0] for c in question.choices]
+
+
+def test_tokens_that_every_row_of_the_site_has_or_none_are_not_asked(record: Record) -> None:
+    asked = {TASK.question(record, "choice", rng(seed)).answer[0] for seed in range(100)}
+    assert asked == {304, 305}  # 300…303 are in every row of L1
+    task = fitted([("L1", [*UP[:3], *COMMON_UP, 320], DOWN), ("L1", [*COMMON_UP, 320, 321, 322, 323], DOWN)])
+    asked = {task.question(record, "choice", rng(seed)).answer[0] for seed in range(100)}
+    assert asked == {300, 301, 302}  # 303… are in none
+
+
+def test_where_training_rows_offer_no_pair_the_other_end_of_the_row_does(record: Record) -> None:
+    for task in (fitted([("L2", UP, DOWN)]), fitted([("L1", UP, DOWN)])):
+        for seed in range(20):
+            question = task.question(record, "choice", rng(seed))
+            assert {choice[0] in UP for choice in question.choices} == {True, False}
+            assert {choice[0] in DOWN for choice in question.choices} == {True, False}
+
+
+def test_what_a_site_usually_does_answers_open_questions_and_no_others() -> None:
+    draws = rng()
+    vocab, weights = np.arange(300, 400), np.linspace(0.001, 0.02, 100)  # tokens of very unequal frequency
+
+    def rows(number: int) -> list[tuple[str, list[int], list[int]]]:
+        lists = [draws.choice(vocab, 12, replace=False, p=weights / weights.sum()).tolist() for _ in range(number)]
+        return [("L1", ids[:6], ids[6:]) for ids in lists]
+
+    task = fitted(rows(600))
+    right: dict[str, list[bool]] = {"yes_no": [], "choice": []}
+    for index, (site, promoted, suppressed) in enumerate(rows(1500)):
+        labels = {"promoted_ids": np.array(promoted), "suppressed_ids": np.array(suppressed)}
+        row = Record("doc", site, 8, (1,), np.ones(4, np.float32), np.ones(4, np.float32), labels)
+        for kind, scores in right.items():
+            question = task.question(row, kind, rng(index))
+            scores.append(task.prior_answer(site, question) == question.answer)
+    assert 0.46 < np.mean(right["yes_no"]) < 0.54
+    assert 0.46 < np.mean(right["choice"]) < 0.54
 
 
 def test_the_right_answer_is_first_as_often_as_second(record: Record) -> None:
@@ -75,14 +131,34 @@ def test_open_scores(record: Record, vocabulary: Vocabulary) -> None:
     assert score("") == 0
 
 
-def test_the_prior_knows_the_site_and_nothing_of_the_diff(record: Record, vocabulary: Vocabulary) -> None:
-    prior = SitePrior(3, vocabulary)
-    prior.promoted["L1"].update([400, 400, 401, 401, 402, 300])
-    prior.suppressed["L1"].update([300, 300, 301])
-    question = TASK.question(record, "promoted", rng())
-    assert prior.answer("L1", question).split("\n") == [vocabulary.texts[i] for i in (400, 401, 402)]
-    choice = TASK.question(record, "choice", rng())
-    assert prior.answer("L1", choice) == vocabulary.show(next(c for c in choice.choices if c != choice.answer))
+def test_the_prior_answers_with_what_is_commonest_among_the_tokens_asked_for(record: Record) -> None:
+    # 303 is in every row's list of six, but never among the three asked for.
+    lists = [[400, 401, 402, 303, 300, 305], [400, 401, 300, 303, 402, 305], [400, 401, 402, 303, 304, 306]]
+    task = fitted([("L1", ids, DOWN) for ids in lists] + [("L2", [1, 2, 3, 4, 5, 6], DOWN)] * 4)
+    open_question = task.question(record, "promoted", rng())
+    assert task.prior_answer("L1", open_question) == (400, "\n", 401, "\n", 402)
+    assert task.prior_answer("L2", open_question) == (1, "\n", 2, "\n", 3)
+    assert task.prior_answer("L9", open_question) == (1, "\n", 2, "\n", 3)  # an unseen site: all sites together
+    assert task.prior_answer("L1", task.question(record, "suppressed", rng())) == (400, "\n", 401, "\n", 402)
+
+
+def test_the_prior_chooses_what_the_site_has_oftener(record: Record) -> None:
+    often, seldom = 402, 300
+    task = fitted([("L1", [402, 2, 3, 4, 5, 6], DOWN)] * 3 + [("L1", [300, 2, 3, 4, 5, 6], DOWN)])
+    for tokens in ((often, seldom), (seldom, often)):
+        choice = Question("logit_lens", "choice", "seen", tokens, (seldom,), tuple((t,) for t in tokens))
+        assert task.prior_answer("L1", choice) == (often,)
+    for token, answer in ((often, "yes"), (seldom, "no")):
+        yes_no = Question("logit_lens", "yes_no", "seen", ("Is", token), (answer,), (("yes",), ("no",)))
+        assert task.prior_answer("L1", yes_no) == (answer,)
+
+
+def test_an_unfitted_task_does_not_ask(record: Record) -> None:
+    task = LogitLens()
+    with pytest.raises(RuntimeError, match=r"call task\.fit\(dataset\.split\('train'\)\) first"):
+        task.question(record, "yes_no", rng())
+    with pytest.raises(RuntimeError, match="knows no site yet"):
+        task.prior_answer("L1", TASK.question(record, "promoted", rng()))
 
 
 def test_bad_configs_and_kinds_are_refused(record: Record) -> None:

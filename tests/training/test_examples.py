@@ -34,8 +34,12 @@ def make_examples(base: LoadedModel, dataset: DiffDataset) -> Callable[..., Exam
     vocabulary = Vocabulary(base.tokenizer, base.identity.vocab_size)
     prompts = PromptBuilder(vocabulary, PromptConfig(), 2, base.identity.d_model)
 
+    tasks = make_tasks(TASKS)
+    for task in tasks:
+        task.fit(dataset.split("train"))
+
     def make(length: int = 200, seed: int = 0, text_only: float = 0.0, none: float = 0.0) -> ExampleDataset:
-        return ExampleDataset(dataset.split("train"), make_tasks(TASKS), prompts, length // 2, 2, seed, text_only, none)
+        return ExampleDataset(dataset.split("train"), tasks, prompts, length // 2, 2, seed, text_only, none)
 
     return make
 

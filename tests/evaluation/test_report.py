@@ -1,0 +1,63 @@
+"""The table names the hardest control and how far the diff's score is above it."""
+
+from io import StringIO
+
+from rich.console import Console
+
+from diff_oracle.evaluation.report import HEADER, markdown_table, table_lines, terminal_table
+
+
+def row(question: str, group: str, control: str, value: float) -> dict[str, object]:
+    return {
+        "task": "logit_lens", "question": question, "split": "test", "site_group": group, "control": control,
+        "metric": "precision", "value": value, "ci_low": value - 0.01, "ci_high": value + 0.01, "n": 60, "n_docs": 20,
+    }  # fmt: skip
+
+
+def rows(question: str, group: str = "all") -> list[dict[str, object]]:
+    scores = {"matched": 0.8, "shuffled": 0.3, "site_prior": 0.55}
+    result = [row(question, group, "matched", 0.8)]
+    for control in ("shuffled", "site_prior"):
+        result.append(row(question, group, control, scores[control]))
+        result.append(row(question, group, f"matched - {control}", 0.8 - scores[control]))
+    return result
+
+
+ROWS = [*rows("promoted"), *rows("promoted, held-out wording"), *rows("promoted", "head"), *rows("choice", "head")]
+
+
+def test_lines_of_all_sites_end_with_the_hardest_control() -> None:
+    name, size = "logit_lens: promoted", "60 (20)"
+    assert table_lines(rows("promoted")) == [
+        (name, "all", "matched", "0.800 [0.790, 0.810]", "", size),
+        (name, "all", "shuffled", "0.300 [0.290, 0.310]", "0.500 [0.490, 0.510]", size),
+        (name, "all", "site_prior", "0.550 [0.540, 0.560]", "0.250 [0.240, 0.260]", size),
+        (name, "all", "hardest: site_prior", "0.550 [0.540, 0.560]", "0.250 [0.240, 0.260]", size),
+    ]
+
+
+def test_a_single_site_group_shows_matched_and_shuffled() -> None:
+    assert [line[2] for line in table_lines(rows("promoted", "head"))] == ["matched", "shuffled"]
+
+
+def test_without_a_control_nothing_is_hardest() -> None:
+    assert [line[2] for line in table_lines([row("promoted", "all", "matched", 0.8)])] == ["matched"]
+
+
+def test_markdown_has_seen_wordings_and_promoted_by_site() -> None:
+    lines = markdown_table(ROWS).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == list(HEADER)
+    assert all(len(line) == len(HEADER) for line in cells)
+    assert [line[:3] for line in cells[2:]] == [
+        *(["logit_lens: promoted", "all", c] for c in ("matched", "shuffled", "site_prior", "hardest: site_prior")),
+        *(["logit_lens: promoted", "head", c] for c in ("matched", "shuffled")),
+    ]
+
+
+def test_terminal_table_shows_every_line() -> None:
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(terminal_table(ROWS))
+    shown = console.export_text()
+    assert shown.count("hardest: site_prior") == 2  # one a question and wording
+    assert "0.250 [0.240, 0.260]" in shown  # rich has not eaten the brackets as markup

@@ -1,0 +1,74 @@
+"""The README's numbers come from results/*.json and nowhere else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import results
+
+README = """# Title
+
+<!-- results/one.json -->
+an old table
+<!-- end -->
+
+Between.
+
+<!-- results/two.json -->
+<!-- end -->
+After.
+"""
+
+
+def row(control: str, value: float) -> dict[str, object]:
+    return {
+        "task": "logit_lens", "question": "promoted", "split": "test", "site_group": "all", "control": control,
+        "metric": "precision", "value": value, "ci_low": 0.1, "ci_high": 0.9, "n": 60, "n_docs": 20,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with two runs, saved as results."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    for name, value in (("one", 0.111), ("two", 0.222)):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        about = {"command": f"python -m train run_dir={name}", "commit": "0123456789abcdef", "seconds": {"train": 61.4}}
+        (run / "run.json").write_text(json.dumps(about | {"machine": {"device": "cpu", "cores": 2}}))
+        (run / "eval.json").write_text(json.dumps([row("matched", value), row("shuffled", 0.05)]))
+        (run / "learning_curve.png").write_bytes(name.encode())
+        results.save(run, name)
+    return tmp_path
+
+
+def test_save_keeps_scores_provenance_and_curve(root: Path) -> None:
+    saved = json.loads((root / "results" / "two.json").read_text())
+    assert saved["commit"] == "0123456789abcdef"
+    assert saved["eval"] == [row("matched", 0.222), row("shuffled", 0.05)]
+    assert (root / "results" / "two.png").read_bytes() == b"two"
+
+
+def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -> None:
+    filled = results.update_readme(README)
+    assert "an old table" not in filled
+    one, two = filled.split("Between.")
+    assert "| matched | 0.111 [0.100, 0.900] |" in one
+    assert "0.222" not in one
+    assert "| matched | 0.222 [0.100, 0.900] |" in two
+    assert "`python -m train run_dir=two` · commit 012345678 · cpu, 2 cores · train 61 s" in two
+    assert filled.startswith("# Title\n\n<!-- results/one.json -->\n")
+    assert filled.endswith("<!-- end -->\nAfter.\n")
+
+
+def test_filling_twice_gives_the_same_text(root: Path) -> None:
+    once = results.update_readme(README)
+    assert results.update_readme(once) == once
+
+
+def test_the_command_writes_the_readme(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "README.md").write_text(README)
+    monkeypatch.setattr("sys.argv", ["results.py", "readme"])
+    results.main()
+    assert (root / "README.md").read_text() == results.update_readme(README)
