@@ -36,10 +36,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         about = {"command": f"python -m train run_dir={name}", "commit": "0123456789abcdef", "seconds": {"train": 61.4}}
-        (run / "run.json").write_text(json.dumps(about | {"machine": {"device": "cpu", "cores": 2}}))
+        about |= {"machine": {"device": "cpu", "cores": 2}, "dataset": str(tmp_path / "data" / "tiny-pydoc-0")}
+        (run / "run.json").write_text(json.dumps(about))
         (run / "eval.json").write_text(json.dumps([row("matched", value), row("shuffled", 0.05)]))
         (run / "learning_curve.png").write_bytes(name.encode())
         results.save(run, name)
+        assert str(tmp_path) not in (tmp_path / "results" / f"{name}.json").read_text()
     return tmp_path
 
 

@@ -120,9 +120,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         load_hf_model(SubjectConfig(source="local", path=str(tmp_path)))
 
 
-def test_auto_picks_a_device_that_is_there() -> None:
-    assert pick_device("cuda:1") == "cuda:1"
+def test_only_a_device_that_is_there_is_picked(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.zeros(1, device=pick_device("auto"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("cuda") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device=cuda is not there"):
+        pick_device("cuda")
+    with pytest.raises(ValueError, match="unknown device 'gpu': choose from auto, cuda, mps, cpu"):
+        pick_device("gpu")
 
 
 def test_a_missing_package_is_said_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
