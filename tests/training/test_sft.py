@@ -1,0 +1,72 @@
+"""Training is the same for the same seed, leaves no files, and stops when the loss is lost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_gen.build import BuildConfig, SamplingConfig, build
+from diff_oracle.oracle.injection import InjectionConfig
+from diff_oracle.oracle.model import LoraOptions, Oracle, OracleConfig
+from diff_oracle.oracle.prompt import PromptConfig
+from diff_oracle.records import RecordSet, open_dataset
+from diff_oracle.subject.loading import SubjectConfig, load_hf_model
+from diff_oracle.tasks import Task, make_tasks
+from diff_oracle.training.sft import TrainingConfig, train_oracle
+
+Data = tuple[RecordSet, list[Task]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    sampling = SamplingConfig(max_documents=30, windows_per_document=1, positions_per_window=2)
+    tasks = {"logit_lens": {"k": 5, "num_asked": 3}}
+    path = build(BuildConfig(sampling=sampling, tasks=tasks, data_dir=str(tmp_path_factory.mktemp("data"))))
+    identity = load_hf_model(SubjectConfig()).identity
+    records = open_dataset(path, identity.weights_hash, identity.tokenizer_hash).split("train")
+    made = make_tasks(tasks)
+    made[0].fit(records)
+    return records, made
+
+
+def fresh_oracle() -> Oracle:
+    torch.manual_seed(0)
+    return Oracle.create(SubjectConfig(), OracleConfig(LoraOptions(4, 4.0), PromptConfig(), InjectionConfig()))
+
+
+def losses(data: Data, seed: int) -> list[float]:
+    config = TrainingConfig(steps=6, batch_size=4, warmup_steps=1, evaluations=2)
+    history = train_oracle(fresh_oracle(), *data, config, seed, measure=lambda oracle: {"select/measured": 1.0})
+    assert [entry["step"] for entry in history if "select/measured" in entry] == [3, 6]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_the_same_seed_gives_the_same_losses_and_no_files(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = losses(data, seed=0)
+    assert len(first) == 6
+    assert first == losses(data, seed=0) != losses(data, seed=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_stops_when_the_loss_is_not_a_number(data: Data) -> None:
+    oracle = fresh_oracle()
+    with torch.no_grad():
+        next(p for n, p in oracle.lm.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1: lower training.learning_rate"):
+        train_oracle(oracle, *data, TrainingConfig(steps=4, batch_size=2, evaluations=1), 0, measure=lambda oracle: {})
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"steps": 0}, "training.steps must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "training.learning_rate must be above 0"),
+        ({"text_only_fraction": 0.7, "none_fraction": 0.3}, "below 1 together"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(setting: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainingConfig(**setting)  # type: ignore[arg-type]
