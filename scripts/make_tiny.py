@@ -14,7 +14,6 @@ import ast
 import json
 import math
 import platform
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -197,7 +196,7 @@ def main() -> None:
         "data": "CPython's language reference (pydoc_data.topics), docstrings and standard library source; held out: "
         "the documents of corpus pydoc outside split train, and a tenth of the modules",
         "licence_of_the_data": "PSF",
-        "command": " ".join(["python", *sys.argv]),
+        "command": f"python scripts/make_tiny.py --steps {args.steps}",
         "commit": git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
