@@ -11,7 +11,6 @@ A sweep's job returns matched − shuffled on split `select`.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -32,8 +31,6 @@ from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import pick_device
 from diff_oracle.tasks import make_tasks
 from diff_oracle.training.sft import TrainingConfig, train_oracle
-
-logger = logging.getLogger(__name__)
 
 RESULTS = ("run.json", "eval.json", "select.json", "learning_curve.png")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,8 +29,6 @@ from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder, Pro
 from diff_oracle.records import Record
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
 from diff_oracle.tasks.text import Text, Vocabulary
-
-logger = logging.getLogger(__name__)
 
 SIDECAR = "oracle.json"
 FORMAT_VERSION = 1

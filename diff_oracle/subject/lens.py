@@ -69,13 +69,6 @@ def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return texts
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """One token's text as it reads inside a sentence, leading space included."""
-    guard = tokenizer.encode("a", add_special_tokens=False)[-1]
-    alone, both = _decode(tokenizer, [[guard], [guard, token_id]])
-    return both.removeprefix(alone)
-
-
 def label_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Tensor, "vocab"]:
     """The tokens that a label may name.
 

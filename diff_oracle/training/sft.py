@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -15,8 +14,6 @@ from diff_oracle.oracle.prompt import Batch
 from diff_oracle.records import RecordSet
 from diff_oracle.tasks import Task
 from diff_oracle.training.examples import Example, ExampleDataset
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
