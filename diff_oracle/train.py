@@ -1,7 +1,7 @@
 """Trains and evaluates a diff oracle, from text to table.
 
     python -m diff_oracle.train +task=logit_lens
-    python -m diff_oracle.train -m +task=logit_lens training.learning_rate=1e-3,3e-3
+    python -m diff_oracle.train -m +task=logit_lens training.learning_rate=2e-3,4e-3
 
 Builds the dataset if it is missing. Into the run directory go the oracle, `eval.json` (split `test`, every control),
 `select.json` and `learning_curve.png` (split `select`), and `run.json` (config, command, commit, machine, seconds).

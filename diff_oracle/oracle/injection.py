@@ -1,7 +1,10 @@
 """Injectors: how a vector gets into the oracle, in place of the slot tokens.
 
-Both work on the direction u = δ/‖δ‖ (the prompt says the size), through a map A: the identity, or learned, u ↦ Wu + b
-with W = I and b = 0 at the start. A zero δ has no direction and injects nothing.
+Both work on the direction u = δ/‖δ‖ (the prompt says the size); slot j gets v_j = A_j(u). A_j is the identity, or it is
+learned, u ↦ W_j u + b_j with b_j = 0 at the start, kept as one matrix [W_j b_j] that multiplies [u 1]: a map for all
+slots that starts as the identity, or a map for every slot, with W_j = I, −I, I, … at the start. With both signs side by
+side, a question about the lowered tokens is answered by looking at another slot, with the same weights.
+A zero δ has no direction and injects nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+MAPS = ("none", "affine", "per_slot")
 
 
 @dataclass
@@ -23,17 +27,17 @@ class InjectionConfig:
 
     kind: str = "embed"
     """`embed` replaces the slots' embeddings, `residual` adds to the residual stream behind a block."""
-    map: str = "affine"
-    """What the direction passes through first: `none` or `affine`, learned."""
+    map: str = "per_slot"
+    """What the direction passes through first: `none`, `affine` (learned, one for all slots) or `per_slot`."""
     num_slots: int = 2
-    """Slots that all carry the same vector."""
+    """Slots that carry the vector."""
     scale: float = 1.0
     """Size of what is injected: in mean embedding norms (`embed`), or in norms of the residual there (`residual`)."""
     block: int = 1
     """`residual`: the block behind whose output is injected."""
 
     def __post_init__(self) -> None:
-        for name, got, known in (("kind", self.kind, INJECTORS), ("map", self.map, ("none", "affine"))):
+        for name, got, known in (("kind", self.kind, INJECTORS), ("map", self.map, MAPS)):
             if got not in known:
                 raise ValueError(f"unknown injection.{name} {got!r}: choose from {', '.join(known)}")
         if self.num_slots < 1:
@@ -48,21 +52,22 @@ class Injector(nn.Module):
     def __init__(self, config: InjectionConfig, d_model: int) -> None:
         super().__init__()
         self.config = config
-        self.affine = nn.Linear(d_model, d_model) if config.map == "affine" else None
-        if self.affine is not None:
-            nn.init.eye_(self.affine.weight)
-            nn.init.zeros_(self.affine.bias)
+        number = {"none": 0, "affine": 1, "per_slot": config.num_slots}[config.map]
+        signs = [(-1.0) ** j * torch.eye(d_model, d_model + 1) for j in range(number)]
+        self.maps = nn.ParameterList(signs)
         self._live: tuple[Bool[Tensor, "row pos"], Float[Tensor, "row d_model"]] | None = None
 
-    def direction(self, diff: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-        """A(δ/‖δ‖)."""
+    def vectors(self, diff: Float[Tensor, "row d_model"]) -> Float[Tensor, "row slot d_model"]:
+        """v_j = A_j(δ/‖δ‖)."""
         unit = diff / diff.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-        return unit if self.affine is None else self.affine(unit)
+        one = unit.new_ones(len(unit), 1)
+        mapped = [torch.cat([unit, one], dim=-1) @ matrix.T for matrix in self.maps] or [unit]
+        return torch.stack([mapped[j % len(mapped)] for j in range(self.config.num_slots)], dim=1)
 
     def inject(
-        self, hidden: Float[Tensor, "row pos d_model"], direction: Float[Tensor, "row d_model"]
+        self, hidden: Float[Tensor, "row pos d_model"], vector: Float[Tensor, "row pos d_model"]
     ) -> Float[Tensor, "row pos d_model"]:
-        """What stands at each position if it is a slot."""
+        """What stands at each position if it is the slot that gets `vector`."""
         raise NotImplementedError
 
     @contextmanager
@@ -89,13 +94,15 @@ class Injector(nn.Module):
             return output  # a step of cached generation: the prompt is in the cache, a generated token is no slot
         if hidden.shape[:2] != mask.shape:
             raise RuntimeError(f"injection for rows of shape {tuple(mask.shape)}, got {tuple(hidden.shape[:2])}")
-        injected = self.inject(hidden, self.direction(diff)).to(hidden.dtype)
+        slot = (mask.cumsum(-1) - 1).clamp(min=0, max=self.config.num_slots - 1)
+        vector = self.vectors(diff).take_along_dim(slot[..., None], dim=1)
+        injected = self.inject(hidden, vector).to(hidden.dtype)
         hidden = torch.where(mask[..., None], injected, hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 class EmbedInjector(Injector):
-    """Slot embedding := s · A(δ/‖δ‖), s = scale × the mean norm of the token embeddings."""
+    """Slot embedding := s · v_j, s = scale × the mean norm of the token embeddings."""
 
     unit: Tensor
 
@@ -109,14 +116,14 @@ class EmbedInjector(Injector):
         self.attach(embedding)
 
     def inject(
-        self, hidden: Float[Tensor, "row pos d_model"], direction: Float[Tensor, "row d_model"]
+        self, hidden: Float[Tensor, "row pos d_model"], vector: Float[Tensor, "row pos d_model"]
     ) -> Float[Tensor, "row pos d_model"]:
-        """s · A(u) at every position."""
-        return rearrange(self.unit * direction, "row d -> row 1 d").expand_as(hidden)
+        """s · v."""
+        return self.unit * vector
 
 
 class ResidualInjector(Injector):
-    """h := h + c · ‖h‖ · A(δ/‖δ‖) behind block m, c = scale."""
+    """h := h + c · ‖h‖ · v_j behind block m, c = scale."""
 
     def __init__(self, config: InjectionConfig, model: PreTrainedModel) -> None:
         super().__init__(config, model.get_input_embeddings().weight.shape[1])
@@ -126,11 +133,11 @@ class ResidualInjector(Injector):
         self.attach(layers[config.block])
 
     def inject(
-        self, hidden: Float[Tensor, "row pos d_model"], direction: Float[Tensor, "row d_model"]
+        self, hidden: Float[Tensor, "row pos d_model"], vector: Float[Tensor, "row pos d_model"]
     ) -> Float[Tensor, "row pos d_model"]:
-        """h + c · ‖h‖ · A(u) at every position."""
+        """h + c · ‖h‖ · v."""
         size = self.config.scale * hidden.float().norm(dim=-1, keepdim=True)
-        return hidden.float() + size * rearrange(direction, "row d -> row 1 d")
+        return hidden.float() + size * vector
 
 
 INJECTORS: dict[str, type[Injector]] = {"embed": EmbedInjector, "residual": ResidualInjector}

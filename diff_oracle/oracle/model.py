@@ -23,7 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import LogitsProcessorList
 
+from diff_oracle.oracle.decoding import DistinctLines
 from diff_oracle.oracle.injection import INJECTORS, InjectionConfig
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder, PromptConfig
 from diff_oracle.records import Record
@@ -116,16 +118,18 @@ class Oracle(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[str]:
-        """Greedy answers, as text."""
+        """Greedy answers, as text; every line begins with another token (`DistinctLines`)."""
         answers = [""] * len(prompts)
         for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
             batch = self._batch([prompts[i] for i in indices])
+            distinct = DistinctLines(self.vocabulary.newline[-1], batch["input_ids"].shape[1])
             with self.injector.injecting(batch["slot_mask"], batch["diff"]):
                 out = self.lm.generate(
                     input_ids=batch["input_ids"],
                     attention_mask=batch["attention_mask"],
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
+                    logits_processor=LogitsProcessorList([distinct]),
                     eos_token_id=self.prompts.eos_id,
                     pad_token_id=self.prompts.eos_id,
                 )

@@ -1,7 +1,7 @@
 """Prompts: site, size, slots, question. Token ids throughout, so that slots and named tokens are exact.
 
-    L3H2, medium:▮▮▮▮
-    Which tokens go up?
+    L3H2 medium:▮▮
+    More likely?
 
 A slot is a token that stands for an injected vector, one that no label and no common text holds (`slot_token`). Slots
 are found by scanning the ids and must be as many as were asked for, side by side.
@@ -37,7 +37,7 @@ class PromptConfig:
     """Whether the oracle is told the site's name."""
     show_size: bool = True
     """Whether it is told ‖diff‖ / ‖before‖ in words; injection keeps only the direction."""
-    context_tokens: int = 96
+    context_tokens: int = 48
     """Last tokens of the context shown in prompts that carry text in place of a diff (control `text_only`)."""
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class PromptBuilder:
     def _heading(self, site: str, relative_size: float) -> Text:
         shown = [site] if self.config.show_site else []
         shown += [size_word(relative_size)] if self.config.show_size else []
-        return (", ".join(shown),)
+        return (" ".join(shown),)
 
     def _frame(self, text: Text) -> list[int]:
         return self._head + self.vocabulary.encode(text) + self._tail

@@ -26,27 +26,26 @@ End = Literal["promoted", "suppressed"]
 # {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
     "promoted": {
-        "seen": ("Which tokens go up?", "More likely tokens?", "What does this add?", "Name what is raised."),
-        "heldout": ("Which tokens are raised?", "What goes up most?"),
+        "seen": ("Raises?", "More likely?", "Adds what?", "Tokens added?"),
+        "heldout": ("Raised tokens?", "What is raised?"),
     },
     "suppressed": {
-        "seen": ("Which tokens go down?", "Less likely tokens?", "What does this take away?", "Name what is lowered."),
-        "heldout": ("Which tokens are lowered?", "What goes down most?"),
+        "seen": ("Lowers?", "Less likely?", "Removes what?", "Tokens removed?"),
+        "heldout": ("Lowered tokens?", "What is lowered?"),
     },
     "yes_no": {
-        "seen": ('Is "{0}" raised most?', 'Among the most raised: "{0}"?', 'Does "{0}" go up most?'),
-        "heldout": ('Does this add "{0}" most?',),
+        "seen": ('Raises "{0}" most?', 'Is "{0}" most added?', 'Most likely: "{0}"?'),
+        "heldout": ('Is "{0}" raised most?',),
     },
     "choice": {
-        "seen": ('Which goes up more, "{0}" or "{1}"?', '"{0}" or "{1}"?', 'Does this add more "{0}" or "{1}"?'),
+        "seen": ('Raises "{0}" or "{1}"?', 'More added: "{0}" or "{1}"?', '"{0}" or "{1}"?'),
         "heldout": ('Raised more: "{0}" or "{1}"?',),
     },
 }
 
 
-# Shares of the training examples. Not equal: `promoted` asks for a copy of the diff, `suppressed` for a copy of its
-# negative, and in equal shares the two cancel in the gradient of whatever reads the slot: nothing is read for long.
-KINDS = {"promoted": 0.5, "suppressed": 0.2, "yes_no": 0.15, "choice": 0.15}
+# Shares of the training examples: the lists teach most, since every token of the answer must be read.
+KINDS = {"promoted": 0.4, "suppressed": 0.3, "yes_no": 0.1, "choice": 0.2}
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch.utils.data
 
 from diff_oracle.oracle.prompt import Prompt, PromptBuilder
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.records import RecordSet
+from diff_oracle.records import Record, RecordSet
 from diff_oracle.tasks import Task
 
 
@@ -50,10 +50,20 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
         return self._length
 
     def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Example]:
+        """A batch at once: its records are read together, which is most of the work."""
+        records = self._records.take([self._row(index) for index in indices])
+        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
+
+    def _row(self, index: int) -> int:
         epoch, place = divmod(index, len(self._records))
         if self._order[0] != epoch:
             self._order = epoch, keyed_rng(self._seed, "order", epoch).permutation(len(self._records))
-        record = self._records[int(self._order[1][place])]
+        return int(self._order[1][place])
+
+    def _example(self, index: int, record: Record) -> Example:
         rng = keyed_rng(self._seed, "example", index)
         mode = keyed_rng(self._seed, "mode", index // self._batch_size).random()
         has_diff = mode >= self._text_only + self._none

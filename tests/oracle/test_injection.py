@@ -142,13 +142,54 @@ def test_the_size_of_a_diff_is_not_injected(make_oracle: Callable[..., Oracle], 
     torch.testing.assert_close(last_logits(oracle, [prompt]), last_logits(oracle, [larger]), rtol=1e-4, atol=1e-5)
 
 
-def test_the_learned_map_is_the_identity_at_the_start(
-    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts
+@pytest.mark.parametrize("num_slots", [1, 3])
+@pytest.mark.parametrize("map", ["none", "affine", "per_slot"])
+def test_each_slot_gets_its_map_of_the_direction(make_oracle: Callable[..., Oracle], map: str, num_slots: int) -> None:
+    injector = make_oracle(map=map, num_slots=num_slots).injector
+    diff = torch.randn(2, 64)
+    unit = diff / diff.norm(dim=-1, keepdim=True)
+    signs = [1, -1, 1] if map == "per_slot" else [1, 1, 1]
+    start = torch.stack([sign * unit for sign in signs[:num_slots]], dim=1)
+    torch.testing.assert_close(injector.vectors(diff), start)
+    for parameter in injector.parameters():
+        torch.nn.init.normal_(parameter)
+    matrices = list(injector.parameters())
+    for j, learned in enumerate(injector.vectors(diff).unbind(1)):
+        if matrices:
+            matrix = matrices[j % len(matrices)]
+            torch.testing.assert_close(learned, unit @ matrix[:, :64].T + matrix[:, 64], rtol=1e-4, atol=1e-5)
+    assert len(matrices) == {"none": 0, "affine": 1, "per_slot": num_slots}[map]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slots_are_told_apart_in_a_padded_row_too(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, kind: str
 ) -> None:
-    plain, mapped = make_oracle(map="none"), make_oracle(map="affine")
-    mapped.lm.load_state_dict(plain.lm.state_dict())
-    prompts = make_prompts(plain, 3)
-    torch.testing.assert_close(last_logits(plain, prompts), last_logits(mapped, prompts), rtol=1e-5, atol=1e-6)
+    oracle = make_oracle(kind=kind, block=0)
+    prompts = make_prompts(oracle, 2)
+    batch = oracle.prompts.collate(prompts)
+    module = oracle.lm.get_input_embeddings() if kind == "embed" else decoder_blocks(oracle.lm.get_base_model())[0]
+    seen: list[Tensor] = []
+
+    def keep(module: object, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = module.register_forward_hook(keep)
+    with torch.no_grad():
+        oracle.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        with oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+            oracle.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    handle.remove()
+    plain, injected = seen
+    for row, diff in enumerate(batch["diff"]):
+        first, second = batch["slot_mask"][row].nonzero().flatten().tolist()
+        base = plain[row] if kind == "residual" else torch.zeros_like(plain[row])
+        for place, sign in ((first, 1), (second, -1)):
+            direction = injected[row, place] - base[place]
+            cosine = torch.cosine_similarity(direction, sign * diff, dim=0)
+            assert cosine.item() == pytest.approx(1, abs=1e-4)
+    unchanged = ~batch["slot_mask"]
+    assert torch.equal(plain[unchanged], injected[unchanged])
 
 
 def test_a_block_that_is_not_there_is_refused(make_oracle: Callable[..., Oracle]) -> None:

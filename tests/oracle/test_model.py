@@ -19,7 +19,7 @@ MakePrompts = Callable[[Oracle, int], list[Prompt]]
 def test_loss_equals_the_cross_entropy_of_full_logits(
     make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str
 ) -> None:
-    oracle = make_oracle(architecture, map="affine")
+    oracle = make_oracle(architecture)
     prompts, answers = make_prompts(oracle, 3), [[300, 301, 302], [400], [500, 501]]
     loss = oracle(**oracle.prompts.collate(prompts, answers))["loss"]
     total, count = 0.0, 0
@@ -38,7 +38,7 @@ def test_only_adapter_and_injector_learn(make_oracle: Callable[..., Oracle], mak
     oracle = make_oracle()
     oracle(**oracle.prompts.collate(make_prompts(oracle, 2), [[300], [301]]))["loss"].backward()
     learned = {name for name, p in oracle.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert {"injector.affine.weight", "injector.affine.bias"} <= learned
+    assert {"injector.maps.0", "injector.maps.1"} <= learned
     assert all("lora_" in name or name.startswith("injector.") for name in learned)
     assert sum("lora_" in name for name in learned) > 10
 
@@ -67,7 +67,7 @@ def test_a_loaded_oracle_answers_as_the_saved_one(
     make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, tmp_path: Path, kind: str
 ) -> None:
     oracle = make_oracle(kind=kind, num_slots=2)
-    nn.init.normal_(oracle.injector.affine.weight)
+    nn.init.normal_(oracle.injector.maps[0])
     oracle.save(tmp_path / "oracle")
     loaded = Oracle.from_pretrained(tmp_path / "oracle")
     prompts = make_prompts(oracle, 3)

@@ -47,7 +47,7 @@ def test_the_site_and_the_size_can_be_hidden(make_oracle: Callable[..., Oracle])
     def shown() -> str:
         return str(prompts.vocabulary.tokenizer.decode(prompts.with_diff("L1H0", diff, 0.5, ("Why?",)).ids))
 
-    assert "L1H0, large" in shown()
+    assert "L1H0 large" in shown()
     prompts.config.show_site = False
     assert "L1H0" not in shown()
     prompts.config.show_size = False

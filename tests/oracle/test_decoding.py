@@ -1,0 +1,37 @@
+"""Greedy lists name every token once, and nothing else changes."""
+
+import torch
+from torch import Tensor
+
+from diff_oracle.oracle.decoding import DistinctLines
+
+NEWLINE = 0
+PROMPT = [7, NEWLINE, 5, NEWLINE]
+NONE: set[int] = set()
+
+
+def banned(answer: list[int]) -> set[int]:
+    """The tokens that may not follow the prompt and this much of an answer."""
+    processor = DistinctLines(NEWLINE, prompt_length=len(PROMPT))
+    scores: Tensor = processor(torch.tensor([PROMPT + answer]), torch.zeros(1, 10))
+    return set(scores[0].isinf().nonzero().flatten().tolist())
+
+
+def test_a_line_begins_with_a_token_that_no_earlier_line_begins_with() -> None:
+    assert banned([]) == NONE  # the prompt's own lines do not count
+    assert banned([3, NEWLINE]) == {3}
+    assert banned([3, NEWLINE, 4, NEWLINE]) == {3, 4}
+    assert banned([5, 6, NEWLINE]) == {5}  # 6 stood inside a line
+
+
+def test_within_a_line_everything_may_come() -> None:
+    assert banned([3]) == NONE
+    assert banned([3, NEWLINE, 4]) == NONE
+    assert banned([3, NEWLINE, 4, 3]) == NONE
+
+
+def test_rows_do_not_know_of_each_other() -> None:
+    processor = DistinctLines(NEWLINE, prompt_length=1)
+    rows = torch.tensor([[9, 3, NEWLINE], [9, 3, 4], [9, 5, NEWLINE]])
+    infinite = processor(rows, torch.zeros(3, 10)).isinf()
+    assert [row.nonzero().flatten().tolist() for row in infinite] == [[3], [], [5]]
