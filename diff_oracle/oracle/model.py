@@ -100,14 +100,23 @@ class Oracle(nn.Module):
         """Where the model is."""
         return next(self.lm.parameters()).device
 
+    @property
+    def sliding_window(self) -> float:
+        """Positions that every attention layer sees; infinite where none is limited."""
+        window = getattr(self.lm.get_base_model().config.get_text_config(), "sliding_window", None)
+        return float("inf") if window is None else float(window)
+
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         """Mean cross-entropy of the answers; logits are computed only where a label stands."""
         inputs = Batch(**batch)  # type: ignore[typeddict-item]
         base = self.lm.get_base_model()
+        mask = inputs["attention_mask"]
+        if mask.ndim == 4:  # models take such a mask as what is added to the attention scores
+            mask = torch.zeros_like(mask, dtype=base.dtype).masked_fill(~mask, torch.finfo(base.dtype).min)
         with self.injector.injecting(inputs["slot_mask"], inputs["diff"]):
             hidden = base.base_model(
                 input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
+                attention_mask=mask,
                 position_ids=inputs["position_ids"],
                 use_cache=False,
             ).last_hidden_state

@@ -52,13 +52,18 @@ class Prompt:
     ids: list[int]
     diff: np.ndarray | None
     """[d_model]; None where the prompt has no slots."""
+    shared: int = 0
+    """How many of the first ids are the same for every question about this diff."""
 
 
 class Batch(TypedDict):
-    """Left-padded prompts, with answers behind them in training."""
+    """Left-padded prompts, with answers behind them in training.
+
+    `attention_mask` has a row and a column for every position where one row holds several questions.
+    """
 
     input_ids: Int[Tensor, "row pos"]
-    attention_mask: Int[Tensor, "row pos"]
+    attention_mask: Int[Tensor, "row pos"] | Bool[Tensor, "row 1 pos pos"]
     position_ids: Int[Tensor, "row pos"]
     labels: Int[Tensor, "row pos"]
     slot_mask: Bool[Tensor, "row pos"]
@@ -123,21 +128,22 @@ class PromptBuilder:
     def with_diff(self, site: str, diff: np.ndarray, relative_size: float, question: Text) -> Prompt:
         """The prompt for a diff; a zero diff leaves the slots empty."""
         slots = (*self._heading(site, relative_size), ":", *(self.slot_id,) * self.num_slots, "\n")
-        return Prompt(self._frame((*slots, *question)), diff)
+        return self._frame(slots, question, diff)
 
     def with_text(self, site: str, relative_size: float, context: Sequence[int], question: Text) -> Prompt:
         """The prompt that shows the context's text in place of the diff; no slot."""
         special = set(self.vocabulary.tokenizer.all_special_ids) | {self.slot_id}
         shown = [int(i) for i in context[-self.config.context_tokens :] if int(i) not in special]
-        return Prompt(self._frame((*self._heading(site, relative_size), " after ", *shown, "\n", *question)), None)
+        return self._frame((*self._heading(site, relative_size), " after ", *shown, "\n"), question, None)
 
     def _heading(self, site: str, relative_size: float) -> Text:
         shown = [site] if self.config.show_site else []
         shown += [size_word(relative_size)] if self.config.show_size else []
         return (" ".join(shown),)
 
-    def _frame(self, text: Text) -> list[int]:
-        return self._head + self.vocabulary.encode(text) + self._tail
+    def _frame(self, before: Text, question: Text, diff: np.ndarray | None) -> Prompt:
+        shared = self._head + self.vocabulary.encode(before)
+        return Prompt(shared + self.vocabulary.encode(question) + self._tail, diff, len(shared))
 
     def collate(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]] | None = None) -> Batch:
         """Pads on the left, so that every row ends at the same place; answers carry the labels, prompts none.
@@ -168,6 +174,55 @@ class PromptBuilder:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            labels=labels,
+            slot_mask=slot_mask,
+            diff=diff,
+        )
+
+    def collate_shared(self, groups: Sequence[Sequence[tuple[Prompt, Sequence[int]]]]) -> Batch:
+        """A row for each group of questions about one diff, with their answers: what they share is read once.
+
+        Behind it every question with its answer continues as if it stood there alone: it sees what is shared and
+        itself, at the positions that it would have. Losses are those of `collate`.
+
+        Raises:
+            ValueError: As `collate`.
+        """
+        rows = [
+            list(group[0][0].ids[: group[0][0].shared])
+            + [i for prompt, answer in group for i in (*prompt.ids[prompt.shared :], *answer, self.eos_id)]
+            for group in groups
+        ]
+        width = max(map(len, rows))
+        input_ids = torch.full((len(rows), width), self.eos_id)
+        labels = torch.full((len(rows), width), IGNORED)
+        part = torch.full((len(rows), width), -1)  # 0: shared, 1…: the questions, -1: padding
+        position_ids = torch.zeros(len(rows), width, dtype=torch.long)
+        slot_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        diff = torch.zeros(len(rows), self.d_model)
+        for i, (row, group) in enumerate(zip(rows, groups, strict=True)):
+            first = group[0][0]
+            shared, start = first.shared, width - len(row)
+            input_ids[i, start:] = torch.tensor(row)
+            part[i, start : start + shared] = 0
+            position_ids[i, start : start + shared] = torch.arange(shared)
+            if first.diff is not None:
+                slot_mask[i, start : start + shared] = input_ids[i, start : start + shared] == self.slot_id
+                diff[i] = torch.from_numpy(first.diff)
+                self._check_slots(slot_mask[i])
+            start += shared
+            for number, (prompt, answer) in enumerate(group, start=1):
+                question, length = len(prompt.ids) - shared, len(prompt.ids) - shared + len(answer) + 1
+                part[i, start : start + length] = number
+                position_ids[i, start : start + length] = shared + torch.arange(length)
+                labels[i, start + question : start + length] = input_ids[i, start + question : start + length]
+                start += length
+        seen = (part[:, None, :] == 0) & (part[:, :, None] >= 0) | (part[:, None, :] == part[:, :, None])
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=(seen & causal)[:, None],
+            position_ids=position_ids,
             labels=labels,
             slot_mask=slot_mask,
             diff=diff,

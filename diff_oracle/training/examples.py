@@ -1,4 +1,4 @@
-"""From records to training examples: which record, sign, question and wording the n-th example has."""
+"""From records to training examples: which record, sign, questions and wordings the n-th diff has."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Example:
     answer_ids: list[int]
 
 
-class ExampleDataset(torch.utils.data.Dataset[Example]):
-    """`num_batches` × `batch_size` examples, to be read in order; the i-th depends on the seed and i alone.
+class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
+    """`num_batches` × `batch_size` diffs, to be read in order, each with the examples that ask about it.
 
-    Each pass over the records is a new permutation, each visit a new question. A share of the batches has no diffs:
+    The i-th depends on the seed and i alone. Each pass over the records is a new permutation, each visit has new
+    questions: `questions_per_diff` different kinds, drawn by their shares. A share of the batches has no diffs:
     some show the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was
     trained. It is whole batches, because prompts with text are longer and would pad all others.
     """
@@ -40,8 +41,12 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
         seed: int,
         text_only_fraction: float,
         none_fraction: float,
+        questions_per_diff: int,
     ) -> None:
-        self._records, self._tasks, self._prompts = records, tasks, prompts
+        self._records, self._prompts = records, prompts
+        self._kinds = [(task, kind) for task in tasks for kind in task.kinds]
+        self._shares = np.array([task.kinds[kind] / len(tasks) for task, kind in self._kinds])
+        self._questions = min(questions_per_diff, len(self._kinds))
         self._length, self._batch_size, self._seed = num_batches * batch_size, batch_size, seed
         self._text_only, self._none = text_only_fraction, none_fraction
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
@@ -49,13 +54,13 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> list[Example]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[Example]:
+    def __getitems__(self, indices: list[int]) -> list[list[Example]]:
         """A batch at once: its records are read together, which is most of the work."""
         records = self._records.take([self._row(index) for index in indices])
-        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
+        return [self._examples(index, record) for index, record in zip(indices, records, strict=True)]
 
     def _row(self, index: int) -> int:
         epoch, place = divmod(index, len(self._records))
@@ -63,17 +68,19 @@ class ExampleDataset(torch.utils.data.Dataset[Example]):
             self._order = epoch, keyed_rng(self._seed, "order", epoch).permutation(len(self._records))
         return int(self._order[1][place])
 
-    def _example(self, index: int, record: Record) -> Example:
+    def _examples(self, index: int, record: Record) -> list[Example]:
         rng = keyed_rng(self._seed, "example", index)
         mode = keyed_rng(self._seed, "mode", index // self._batch_size).random()
         has_diff = mode >= self._text_only + self._none
-        task = self._tasks[int(rng.integers(len(self._tasks)))]
-        kind = str(rng.choice(list(task.kinds), p=list(task.kinds.values())))
         sign = -1 if has_diff and rng.random() < 0.5 else 1
-        question = task.question(record, kind, rng, sign=sign)
-        if mode < self._text_only:
-            prompt = self._prompts.with_text(record.site, record.relative_size, record.token_ids, question.text)
-        else:
-            diff = sign * record.diff if has_diff else np.zeros_like(record.diff)
-            prompt = self._prompts.with_diff(record.site, diff, record.relative_size, question.text)
-        return Example(prompt, self._prompts.vocabulary.encode(question.answer))
+        diff = sign * record.diff if has_diff else np.zeros_like(record.diff)
+        examples = []
+        for drawn in rng.choice(len(self._kinds), size=self._questions, replace=False, p=self._shares):
+            task, kind = self._kinds[drawn]
+            question = task.question(record, kind, rng, sign=sign)
+            if mode < self._text_only:
+                prompt = self._prompts.with_text(record.site, record.relative_size, record.token_ids, question.text)
+            else:
+                prompt = self._prompts.with_diff(record.site, diff, record.relative_size, question.text)
+            examples.append(Example(prompt, self._prompts.vocabulary.encode(question.answer)))
+        return examples

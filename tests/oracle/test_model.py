@@ -34,6 +34,33 @@ def test_loss_equals_the_cross_entropy_of_full_logits(
     assert loss.item() == pytest.approx(total / count, rel=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3"])
+def test_questions_that_share_a_row_have_the_loss_of_rows_of_their_own(
+    make_oracle: Callable[..., Oracle], architecture: str
+) -> None:
+    oracle = make_oracle(architecture)
+    rng, build = np.random.default_rng(0), oracle.prompts
+    questions = [("Why?",), ("Which tokens become more likely?",), ("Is ", 300, " raised?")]
+    answers = [[300, 301, 302], [400], [500, 501]]
+    groups, alone = [], []
+    for site in ("L1", "L1H0"):  # headings of different lengths: one row is padded
+        diff = rng.standard_normal(build.d_model).astype(np.float32)
+        group = [(build.with_diff(site, diff, 0.2, q), a) for q, a in zip(questions, answers, strict=True)]
+        groups.append(group[: 3 if site == "L1" else 2])
+        alone += groups[-1]
+    loss = oracle(**build.collate_shared(groups))["loss"]
+    expected = oracle(**build.collate([p for p, _ in alone], [a for _, a in alone]))["loss"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    parameter = oracle.injector.maps[0]
+    for one, other in zip(torch.autograd.grad(loss, parameter), torch.autograd.grad(expected, parameter), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_with_a_sliding_window_says_so(make_oracle: Callable[..., Oracle]) -> None:
+    assert make_oracle("gemma3").sliding_window == 8
+    assert make_oracle("llama").sliding_window == float("inf")
+
+
 def test_only_adapter_and_injector_learn(make_oracle: Callable[..., Oracle], make_prompts: MakePrompts) -> None:
     oracle = make_oracle()
     oracle(**oracle.prompts.collate(make_prompts(oracle, 2), [[300], [301]]))["loss"].backward()

@@ -12,7 +12,7 @@ from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_mode
 from diff_oracle.tasks import make_tasks
 from diff_oracle.tasks.logit_lens import PHRASINGS
 from diff_oracle.tasks.text import Vocabulary
-from diff_oracle.training.examples import ExampleDataset
+from diff_oracle.training.examples import Example, ExampleDataset
 
 TASKS = {"logit_lens": {"k": 5, "num_asked": 3}}
 
@@ -38,8 +38,10 @@ def make_examples(base: LoadedModel, dataset: DiffDataset) -> Callable[..., Exam
     for task in tasks:
         task.fit(dataset.split("train"))
 
-    def make(length: int = 200, seed: int = 0, text_only: float = 0.0, none: float = 0.0) -> ExampleDataset:
-        return ExampleDataset(dataset.split("train"), tasks, prompts, length // 2, 2, seed, text_only, none)
+    def make(
+        length: int = 200, seed: int = 0, text_only: float = 0.0, none: float = 0.0, questions: int = 2
+    ) -> ExampleDataset:
+        return ExampleDataset(dataset.split("train"), tasks, prompts, length // 2, 2, seed, text_only, none, questions)
 
     return make
 
@@ -47,11 +49,29 @@ def make_examples(base: LoadedModel, dataset: DiffDataset) -> Callable[..., Exam
 def test_examples_are_the_same_in_any_order(make_examples: Callable[..., ExampleDataset]) -> None:
     one, two, other = make_examples(), make_examples(), make_examples(seed=1)
     backwards = {i: two[i] for i in reversed(range(len(two)))}
-    same = [
-        one[i].prompt.ids == backwards[i].prompt.ids and one[i].answer_ids == backwards[i].answer_ids for i in range(50)
-    ]
-    assert all(same)
-    assert any(one[i].prompt.ids != other[i].prompt.ids for i in range(50))
+
+    def ids(group: list[Example]) -> list[tuple[list[int], list[int]]]:
+        return [(example.prompt.ids, example.answer_ids) for example in group]
+
+    assert all(ids(one[i]) == ids(backwards[i]) for i in range(50))
+    assert any(ids(one[i]) != ids(other[i]) for i in range(50))
+    together = one.__getitems__(list(range(50)))
+    assert [ids(group) for group in together] == [ids(one[i]) for i in range(50)]
+
+
+def test_a_diff_is_asked_different_kinds_and_its_questions_share_their_beginning(
+    make_examples: Callable[..., ExampleDataset],
+) -> None:
+    for questions, expected in ((1, 1), (3, 3), (9, 4)):
+        examples = make_examples(questions=questions)
+        for i in range(20):
+            group = examples[i]
+            assert len(group) == expected
+            first = group[0].prompt
+            for example in group:
+                assert example.prompt.shared == first.shared > 3
+                assert example.prompt.ids[: first.shared] == first.ids[: first.shared]
+                assert np.array_equal(example.prompt.diff, first.diff)
 
 
 def test_a_flipped_diff_has_the_flipped_answer(
@@ -66,23 +86,23 @@ def test_a_flipped_diff_has_the_flipped_answer(
     examples = make_examples(length=len(records) // 2 * 2)
     vocabulary = examples._prompts.vocabulary
     signs = []
-    for i in range(len(examples)):
-        record, sign = by_bytes[examples[i].prompt.diff.tobytes()]
+    for example in (example for i in range(len(examples)) for example in examples[i]):
+        record, sign = by_bytes[example.prompt.diff.tobytes()]
         signs.append(sign)
-        shown = vocabulary.tokenizer.decode(examples[i].prompt.ids)
+        shown = vocabulary.tokenizer.decode(example.prompt.ids)
         if any(wording in shown for wording in PHRASINGS["suppressed"]["seen"]):
             end = "suppressed_ids" if sign > 0 else "promoted_ids"
         else:
             end = "promoted_ids" if sign > 0 else "suppressed_ids"
-        if len(examples[i].answer_ids) > 2:
+        if len(example.answer_ids) > 2:
             expected = record.labels[end][:3].tolist()
-            assert [t for t in examples[i].answer_ids if t not in vocabulary.newline] == expected
+            assert [t for t in example.answer_ids if t not in vocabulary.newline] == expected
     assert 0.4 < signs.count(1) / len(signs) < 0.6
 
 
 def test_shares_of_text_and_of_nothing(make_examples: Callable[..., ExampleDataset]) -> None:
     examples = make_examples(length=600, text_only=0.3, none=0.2)
-    prompts: list[Prompt] = [examples[i].prompt for i in range(600)]
+    prompts: list[Prompt] = [examples[i][0].prompt for i in range(600)]
     text = sum(p.diff is None for p in prompts) / 600
     nothing = sum(p.diff is not None and not np.any(p.diff) for p in prompts) / 600
     assert text == pytest.approx(0.3, abs=0.07)
