@@ -21,7 +21,7 @@ from diff_oracle.training.examples import Example, ExampleDataset
 class TrainingConfig:
     """How an oracle is trained."""
 
-    steps: int = 1300
+    steps: int = 1700
     """Optimiser steps."""
     batch_size: int = 24
     """Diffs a step."""
@@ -39,7 +39,7 @@ class TrainingConfig:
     """Share of batches that show the context's text in place of the diff."""
     none_fraction: float = 0.03
     """Share of batches whose slots are left empty."""
-    evaluations: int = 5
+    evaluations: int = 4
     """Points of the learning curve, measured on split `select`."""
 
     def __post_init__(self) -> None:
