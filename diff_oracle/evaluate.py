@@ -61,7 +61,7 @@ def run(config: EvaluateConfig) -> None:
         settings = replace(settings, num_rows=config.num_rows)
     tasks = make_tasks(trained["config"]["tasks"])
     for task in tasks:
-        task.fit(dataset.split("train"))
+        task.fit(dataset.split("train"), oracle.vocabulary)
     rows = to_rows(evaluate(oracle, dataset, tasks, settings, cast(Split, config.split), trained["config"]["seed"]))
     (Path(config.run_dir) / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
     about = provenance(device) | {

@@ -24,7 +24,8 @@ from diff_oracle.evaluation.controls import draw_rows
 from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, selection_metric, selection_scores, to_rows
 from diff_oracle.evaluation.report import draw_learning_curve, print_table
 from diff_oracle.oracle.injection import InjectionConfig
-from diff_oracle.oracle.model import LoraOptions, Oracle, OracleConfig
+from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import PromptConfig
 from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
@@ -69,7 +70,7 @@ def run(config: TrainConfig) -> float:
     for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
         draw_rows(dataset.split(split), 1, config.seed)
     for task in tasks:
-        task.fit(dataset.split("train"))
+        task.fit(dataset.split("train"), oracle.vocabulary)
     history = train_oracle(
         oracle,
         dataset.split("train"),

@@ -1,4 +1,4 @@
-"""The oracle: the subject's own weights + LoRA + an injector. Loss, generation, choices, saving, loading.
+"""The oracle: the subject's own weights + an adapter + an injector. Loss, generation, choices, saving, loading.
 
 A saved oracle is a folder: `adapter/` (PEFT), `injector.safetensors`, and `oracle.json` with everything needed to load
 it, checked on load.
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LogitsProcessorList
 
+from diff_oracle.oracle.adapter import LoraOptions, add_adapter
 from diff_oracle.oracle.decoding import DistinctLines
 from diff_oracle.oracle.injection import INJECTORS, InjectionConfig
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder, PromptConfig
@@ -34,20 +35,6 @@ from diff_oracle.tasks.text import Text, Vocabulary
 
 SIDECAR = "oracle.json"
 FORMAT_VERSION = 1
-
-
-@dataclass
-class LoraOptions:
-    """The adapter."""
-
-    rank: int = 64
-    """Rank of each update; every linear layer but the unembedding has one."""
-    alpha: float = 64.0
-    """Updates are scaled by alpha / rank."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"lora.rank must be at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}")
 
 
 @dataclass
@@ -84,9 +71,7 @@ class Oracle(nn.Module):
         )
         self.injector = INJECTORS[config.injection.kind](config.injection, loaded.model).to(loaded.model.device)
         if adapter is None:
-            rank, alpha = config.lora.rank, config.lora.alpha
-            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-            self.lm: Any = get_peft_model(loaded.model, lora)
+            self.lm: Any = add_adapter(loaded.model, config.lora)
         else:
             self.lm = PeftModel.from_pretrained(loaded.model, str(adapter), is_trainable=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -35,10 +35,12 @@ class Task(Protocol):
     name: str
     kinds: Mapping[str, float]
     """Kinds of question, each with its share of the training examples."""
+    open_kinds: Sequence[str]
+    """The kinds answered with a list: what training begins with."""
     config: Any
     """A dataclass; its fields are the keys of conf/task/NAME.yaml."""
 
-    def fit(self, records: RecordSet) -> None:
+    def fit(self, records: RecordSet, vocabulary: Vocabulary) -> None:
         """Learns from the training rows what each site usually does; before anything is asked."""
         ...
 

@@ -2,8 +2,10 @@
 
 Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down;
 `yes_no` and `choice` ask whether, or which, token is among the k that go up most. The token that is not is one that the
-same site often raises in other rows, drawn so that knowing the site does not help (`LogitLens._pair`). The labels of
-−diff are those of diff with the ends swapped, so every diff gives a second, sign-flipped pair.
+same site often raises in other rows, drawn so that knowing the site does not help (`LogitLens._pair`). Yes is said by
+repeating the token: the unembedding then compares it with the diff, as it does for a list. The word "yes" would need
+the comparison within the network, and is not learned (README). The labels of −diff are those of diff with the ends
+swapped, so every diff gives a second, sign-flipped pair.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from diff_oracle.records import Record, RecordSet
 from diff_oracle.tasks.base import Phrasing, Question
 from diff_oracle.tasks.text import Text, Vocabulary, parse_token_list, token_list
 
-YES, NO = "yes", "no"
+NO = "no"
 End = Literal["promoted", "suppressed"]
 
 # {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
@@ -34,8 +36,8 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
         "heldout": ("Lowered tokens?", "What is lowered?"),
     },
     "yes_no": {
-        "seen": ('Raises "{0}" most?', 'Is "{0}" most added?', 'Most likely: "{0}"?'),
-        "heldout": ('Is "{0}" raised most?',),
+        "seen": ('Raises "{0}" or no?', 'More added: "{0}" or no?', '"{0}" or no?'),
+        "heldout": ('Raised more: "{0}" or no?',),
     },
     "choice": {
         "seen": ('Raises "{0}" or "{1}"?', 'More added: "{0}" or "{1}"?', '"{0}" or "{1}"?'),
@@ -44,8 +46,8 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
 }
 
 
-# Shares of the training examples: the lists teach most, since every token of the answer must be read.
-KINDS = {"promoted": 0.4, "suppressed": 0.3, "yes_no": 0.1, "choice": 0.2}
+# Shares of the training examples.
+KINDS = {"promoted": 0.25, "suppressed": 0.25, "yes_no": 0.25, "choice": 0.25}
 
 
 @dataclass
@@ -97,12 +99,15 @@ class LogitLens:
 
     config: LogitLensConfig = field(default_factory=LogitLensConfig)
     usual: dict[tuple[str | None, End], Usual] = field(default_factory=dict, init=False, repr=False)
+    _no_id: int = field(default=-1, init=False, repr=False)
     name = "logit_lens"
     kinds = MappingProxyType(KINDS)
+    open_kinds = ("promoted", "suppressed")
 
-    def fit(self, records: RecordSet) -> None:
+    def fit(self, records: RecordSet, vocabulary: Vocabulary) -> None:
         """Learns from the training rows what each site usually does."""
         self.usual.clear()
+        self._no_id = vocabulary.encode((NO,))[0]
         sites = np.array(records.sites)
         ends: tuple[End, End] = ("promoted", "suppressed")
         for end in ends:
@@ -134,8 +139,9 @@ class LogitLens:
         up, down = self._pair(promoted, suppressed, usual, rng)
         first_is_up = bool(rng.integers(2))
         if kind == "yes_no":
-            text = _fill(wording, up if first_is_up else down)
-            return Question(self.name, kind, phrasing, text, (YES if first_is_up else NO,), ((YES,), (NO,)))
+            token = up if first_is_up else down
+            answer = (token,) if first_is_up else (NO,)
+            return Question(self.name, kind, phrasing, _fill(wording, token), answer, ((token,), (NO,)))
         pair = (up, down) if first_is_up else (down, up)
         return Question(self.name, kind, phrasing, _fill(wording, *pair), (up,), ((pair[0],), (pair[1],)))
 
@@ -167,25 +173,26 @@ class LogitLens:
         tokens = [piece for piece in question.text if isinstance(piece, int)]
         shares = usual.share(tokens)
         if question.kind == "yes_no":
-            return (YES if shares[0] > 0.5 else NO,)
+            return (tokens[0] if shares[0] > 0.5 else NO,)
         return (tokens[int(shares.argmax())],)
 
-    @staticmethod
     def _pair(
-        promoted: Sequence[int], suppressed: Sequence[int], usual: Usual | None, rng: np.random.Generator
+        self, promoted: Sequence[int], suppressed: Sequence[int], usual: Usual | None, rng: np.random.Generator
     ) -> tuple[int, int]:
         """A token of the row's k, and one outside them that the site often has there.
 
         Let s be the share of the site's rows that hold a token. The first is drawn with weight 1 − s, the second with
         weight s: over rows, a token is right with weight s (1 − s) and wrong with weight (1 − s) s, so s does not tell
         which. Where the training rows offer no such pair (a site that they lack), the second comes from the other end
-        of the row's own shift.
+        of the row's own shift. The token that is the word "no" is never drawn.
         """
+        promoted = [token for token in promoted if token != self._no_id]
+        suppressed = [token for token in suppressed if token != self._no_id]
         if usual is not None:
             shares = usual.share(promoted)
             # A token that the site never had could only be right, never wrong: it is not asked.
             right = np.where(shares > 0, 1 - shares, 0.0)
-            wrong = np.where(np.isin(usual.tokens, promoted), 0.0, usual.shares)
+            wrong = np.where(np.isin(usual.tokens, [*promoted, self._no_id]), 0.0, usual.shares)
             if right.any() and wrong.any():
                 up = rng.choice(promoted, p=right / right.sum())
                 return int(up), int(rng.choice(usual.tokens, p=wrong / wrong.sum()))

@@ -26,9 +26,11 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
     """`num_batches` × `batch_size` diffs, to be read in order, each with the examples that ask about it.
 
     The i-th depends on the seed and i alone. Each pass over the records is a new permutation, each visit has new
-    questions: `questions_per_diff` different kinds, drawn by their shares. A share of the batches has no diffs:
-    some show the context's text instead, some nothing, so that the controls `text_only` and `none` ask what was
-    trained. It is whole batches, because prompts with text are longer and would pad all others.
+    questions: `questions_per_diff` different kinds. The first `lists_first` of all batches ask for lists alone: they
+    teach to read a diff, for every token of the answer must be read in it, and what else is asked is then learned
+    soon. Behind them the kinds are drawn by their shares, and a share of the batches has no diffs: some show the
+    context's text instead, some nothing, so that the controls `text_only` and `none` ask what was trained. It is whole
+    batches, because prompts with text are longer and would pad all others.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         text_only_fraction: float,
         none_fraction: float,
         questions_per_diff: int,
+        lists_first: float,
     ) -> None:
         self._records, self._prompts = records, prompts
         self._kinds = [(task, kind) for task in tasks for kind in task.kinds]
         self._shares = np.array([task.kinds[kind] / len(tasks) for task, kind in self._kinds])
-        self._questions = min(questions_per_diff, len(self._kinds))
+        self._lists = [(task, kind) for task in tasks for kind in task.open_kinds]
+        self._questions = questions_per_diff
+        self._num_first = int(lists_first * num_batches)
         self._length, self._batch_size, self._seed = num_batches * batch_size, batch_size, seed
         self._text_only, self._none = text_only_fraction, none_fraction
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
@@ -70,13 +75,13 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
 
     def _examples(self, index: int, record: Record) -> list[Example]:
         rng = keyed_rng(self._seed, "example", index)
-        mode = keyed_rng(self._seed, "mode", index // self._batch_size).random()
+        batch = index // self._batch_size
+        mode = 1.0 if batch < self._num_first else keyed_rng(self._seed, "mode", batch).random()
         has_diff = mode >= self._text_only + self._none
         sign = -1 if has_diff and rng.random() < 0.5 else 1
         diff = sign * record.diff if has_diff else np.zeros_like(record.diff)
         examples = []
-        for drawn in rng.choice(len(self._kinds), size=self._questions, replace=False, p=self._shares):
-            task, kind = self._kinds[drawn]
+        for task, kind in self._draw_kinds(batch, rng):
             question = task.question(record, kind, rng, sign=sign)
             if mode < self._text_only:
                 prompt = self._prompts.with_text(record.site, record.relative_size, record.token_ids, question.text)
@@ -84,3 +89,8 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
                 prompt = self._prompts.with_diff(record.site, diff, record.relative_size, question.text)
             examples.append(Example(prompt, self._prompts.vocabulary.encode(question.answer)))
         return examples
+
+    def _draw_kinds(self, batch: int, rng: np.random.Generator) -> list[tuple[Task, str]]:
+        kinds, shares = (self._lists, None) if batch < self._num_first else (self._kinds, self._shares)
+        size = min(self._questions, len(kinds))
+        return [kinds[drawn] for drawn in rng.choice(len(kinds), size=size, replace=False, p=shares)]

@@ -21,13 +21,13 @@ from diff_oracle.training.examples import Example, ExampleDataset
 class TrainingConfig:
     """How an oracle is trained."""
 
-    steps: int = 1700
+    steps: int = 2000
     """Optimiser steps."""
-    batch_size: int = 24
+    batch_size: int = 32
     """Diffs a step."""
     questions_per_diff: int = 3
     """Questions about each of them, of different kinds; they share the row, so that the diff is read once."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 5e-3
     """Muon's peak rate: linear warm-up, cosine decay to zero."""
     warmup_steps: int = 10
     """Steps of warm-up."""
@@ -35,11 +35,13 @@ class TrainingConfig:
     """On adapter and injector."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    text_only_fraction: float = 0.05
-    """Share of batches that show the context's text in place of the diff."""
-    none_fraction: float = 0.03
-    """Share of batches whose slots are left empty."""
-    evaluations: int = 4
+    lists_first: float = 0.6
+    """Share of the training, at its beginning, that asks for lists of tokens alone."""
+    text_only_fraction: float = 0.1
+    """Behind that, share of batches that show the context's text in place of the diff."""
+    none_fraction: float = 0.05
+    """Behind that, share of batches whose slots are left empty."""
+    evaluations: int = 3
     """Points of the learning curve, measured on split `select`."""
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class TrainingConfig:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.lists_first <= 1:
+            raise ValueError(f"training.lists_first must be 0…1, got {self.lists_first}")
         shares = (self.text_only_fraction, self.none_fraction)
         if min(shares) < 0 or sum(shares) >= 1:
             raise ValueError(
@@ -78,6 +82,7 @@ def train_oracle(
         config.text_only_fraction,
         config.none_fraction,
         config.questions_per_diff,
+        config.lists_first,
     )
 
     def collate(groups: list[list[Example]]) -> Batch:
@@ -107,8 +112,8 @@ def train_oracle(
 def make_optimizer(oracle: Oracle, config: TrainingConfig) -> torch.optim.Optimizer:
     """Muon: momentum whose updates are made orthogonal, so that all directions of a matrix learn alike.
 
-    Reading a diff is copying a vector through low-rank updates, weak directions as well as strong ones. All that
-    is trained, adapter and injector, are matrices, as Muon needs.
+    Reading a diff is copying a vector, its weak directions as well as its strong ones. All that is trained, adapter
+    and injector, are matrices, as Muon needs.
     """
     matrices = [parameter for parameter in oracle.parameters() if parameter.requires_grad]
     return torch.optim.Muon(

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from diff_oracle.oracle.injection import InjectionConfig
-from diff_oracle.oracle.model import LoraOptions, Oracle, OracleConfig
+from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import Prompt, PromptConfig
 from diff_oracle.subject.loading import SubjectConfig
 

@@ -20,19 +20,26 @@ def training_rows(rows: list[tuple[str, list[int], list[int]]]) -> RecordSet:
     )
 
 
+def tiny_vocabulary() -> Vocabulary:
+    loaded = load_hf_model(SubjectConfig())
+    return Vocabulary(loaded.tokenizer, loaded.identity.vocab_size)
+
+
+VOCABULARY = tiny_vocabulary()
+
+
 def fitted(rows: list[tuple[str, list[int], list[int]]]) -> LogitLens:
     task = LogitLens(LogitLensConfig(k=6, num_asked=3))
-    task.fit(training_rows(rows))
+    task.fit(training_rows(rows), VOCABULARY)
     return task
 
 
 TASK = fitted([("L1", UP, DOWN), ("L1", UP[:4] + COMMON_UP, DOWN[:4] + COMMON_DOWN)])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def vocabulary() -> Vocabulary:
-    loaded = load_hf_model(SubjectConfig())
-    return Vocabulary(loaded.tokenizer, loaded.identity.vocab_size)
+    return VOCABULARY
 
 
 @pytest.fixture
@@ -57,7 +64,8 @@ def test_a_flipped_sign_swaps_every_answer(record: Record, seed: int) -> None:
         question = TASK.question(record, "yes_no", rng(seed), sign=sign)
         (named,) = [piece for piece in question.text if isinstance(piece, int)]
         assert named in ups + others
-        assert question.answer == (("yes",) if named in ups else ("no",))
+        assert question.answer == ((named,) if named in ups else ("no",))
+        assert question.choices == ((named,), ("no",))
         question = TASK.question(record, "choice", rng(seed), sign=sign)
         assert question.answer[0] in ups
         assert {choice[0] in ups for choice in question.choices} == {True, False}
@@ -105,8 +113,22 @@ def test_the_right_answer_is_first_as_often_as_second(record: Record) -> None:
     questions = [TASK.question(record, "choice", rng(seed)) for seed in range(400)]
     first = sum(q.answer == q.choices[0] for q in questions)
     assert 160 < first < 240
-    yes = sum(TASK.question(record, "yes_no", rng(seed)).answer == ("yes",) for seed in range(400))
-    assert 160 < yes < 240
+    no = sum(TASK.question(record, "yes_no", rng(seed)).answer == ("no",) for seed in range(400))
+    assert 160 < no < 240
+
+
+def test_the_word_no_is_never_the_token_asked_about() -> None:
+    (no,) = VOCABULARY.encode(("no",))
+    for promoted, common in (([no, *UP[:5]], COMMON_UP), (UP, [no, COMMON_UP[0]]), ([no, *UP[:5]], UP[:2])):
+        task = fitted([("L1", promoted, DOWN), ("L1", UP[:4] + common, DOWN)])
+        labels = {"promoted_ids": np.array(promoted), "suppressed_ids": np.array(DOWN)}
+        for site in ("L1", "L9"):  # an unseen site draws from the row's own ends
+            row = Record("doc", site, 8, (1,), np.ones(4, np.float32), np.ones(4, np.float32), labels)
+            for kind in ("yes_no", "choice"):
+                for seed in range(40):
+                    question = task.question(row, kind, rng(seed))
+                    assert no not in question.text
+                    assert VOCABULARY.encode(question.choices[0])[0] != VOCABULARY.encode(question.choices[1])[0]
 
 
 def test_heldout_wordings_are_never_trained_on(record: Record) -> None:
@@ -148,8 +170,8 @@ def test_the_prior_chooses_what_the_site_has_oftener(record: Record) -> None:
     for tokens in ((often, seldom), (seldom, often)):
         choice = Question("logit_lens", "choice", "seen", tokens, (seldom,), tuple((t,) for t in tokens))
         assert task.prior_answer("L1", choice) == (often,)
-    for token, answer in ((often, "yes"), (seldom, "no")):
-        yes_no = Question("logit_lens", "yes_no", "seen", ("Is", token), (answer,), (("yes",), ("no",)))
+    for token, answer in ((often, often), (seldom, "no")):
+        yes_no = Question("logit_lens", "yes_no", "seen", (token, "or no?"), (answer,), ((token,), ("no",)))
         assert task.prior_answer("L1", yes_no) == (answer,)
 
 

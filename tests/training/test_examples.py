@@ -36,12 +36,19 @@ def make_examples(base: LoadedModel, dataset: DiffDataset) -> Callable[..., Exam
 
     tasks = make_tasks(TASKS)
     for task in tasks:
-        task.fit(dataset.split("train"))
+        task.fit(dataset.split("train"), vocabulary)
 
     def make(
-        length: int = 200, seed: int = 0, text_only: float = 0.0, none: float = 0.0, questions: int = 2
+        length: int = 200,
+        seed: int = 0,
+        text_only: float = 0.0,
+        none: float = 0.0,
+        questions: int = 2,
+        lists_first: float = 0.0,
     ) -> ExampleDataset:
-        return ExampleDataset(dataset.split("train"), tasks, prompts, length // 2, 2, seed, text_only, none, questions)
+        return ExampleDataset(
+            dataset.split("train"), tasks, prompts, length // 2, 2, seed, text_only, none, questions, lists_first
+        )
 
     return make
 
@@ -107,3 +114,16 @@ def test_shares_of_text_and_of_nothing(make_examples: Callable[..., ExampleDatas
     nothing = sum(p.diff is not None and not np.any(p.diff) for p in prompts) / 600
     assert text == pytest.approx(0.3, abs=0.07)
     assert nothing == pytest.approx(0.2, abs=0.07)
+
+
+def test_lists_come_first_and_alone(make_examples: Callable[..., ExampleDataset]) -> None:
+    examples = make_examples(length=100, text_only=0.5, none=0.5 - 1e-9, questions=3, lists_first=0.6)
+    vocabulary = examples._prompts.vocabulary
+    for i in range(100):
+        group = examples[i]
+        assert len(group) == (2 if i < 60 else 3)
+        if i < 60:
+            assert all(e.prompt.diff is not None and np.any(e.prompt.diff) for e in group)
+            assert all(sum(t in vocabulary.newline for t in e.answer_ids) == 2 for e in group)
+        else:
+            assert all(e.prompt.diff is None or not np.any(e.prompt.diff) for e in group)

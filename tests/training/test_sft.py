@@ -7,11 +7,13 @@ import torch
 
 from data_gen.build import BuildConfig, SamplingConfig, build
 from diff_oracle.oracle.injection import InjectionConfig
-from diff_oracle.oracle.model import LoraOptions, Oracle, OracleConfig
+from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import PromptConfig
 from diff_oracle.records import RecordSet, open_dataset
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.tasks import Task, make_tasks
+from diff_oracle.tasks.text import Vocabulary
 from diff_oracle.training.sft import TrainingConfig, train_oracle
 
 Data = tuple[RecordSet, list[Task]]
@@ -22,10 +24,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     sampling = SamplingConfig(max_documents=30, windows_per_document=1, positions_per_window=2)
     tasks = {"logit_lens": {"k": 5, "num_asked": 3}}
     path = build(BuildConfig(sampling=sampling, tasks=tasks, data_dir=str(tmp_path_factory.mktemp("data"))))
-    identity = load_hf_model(SubjectConfig()).identity
-    records = open_dataset(path, identity.weights_hash, identity.tokenizer_hash).split("train")
+    loaded = load_hf_model(SubjectConfig())
+    records = open_dataset(path, loaded.identity.weights_hash, loaded.identity.tokenizer_hash).split("train")
     made = make_tasks(tasks)
-    made[0].fit(records)
+    made[0].fit(records, Vocabulary(loaded.tokenizer, loaded.identity.vocab_size))
     return records, made
 
 
@@ -64,6 +66,7 @@ def test_training_stops_when_the_loss_is_not_a_number(data: Data) -> None:
     [
         ({"steps": 0}, "training.steps must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "training.learning_rate must be above 0"),
+        ({"lists_first": 1.5}, r"training.lists_first must be 0…1, got 1.5"),
         ({"text_only_fraction": 0.7, "none_fraction": 0.3}, "below 1 together"),
     ],
 )
