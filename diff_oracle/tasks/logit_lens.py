@@ -28,11 +28,18 @@ End = Literal["promoted", "suppressed"]
 # {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
     "promoted": {
-        "seen": ("Raises?", "More likely?", "Adds what?", "Tokens added?"),
+        "seen": ("Raises?", "More likely?", "Adds what?", "Tokens added?", "Tokens raised?", "What is more likely?"),
         "heldout": ("Raised tokens?", "What is raised?"),
     },
     "suppressed": {
-        "seen": ("Lowers?", "Less likely?", "Removes what?", "Tokens removed?"),
+        "seen": (
+            "Lowers?",
+            "Less likely?",
+            "Removes what?",
+            "Tokens removed?",
+            "Tokens lowered?",
+            "What is less likely?",
+        ),
         "heldout": ("Lowered tokens?", "What is lowered?"),
     },
     "yes_no": {

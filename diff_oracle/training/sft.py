@@ -21,7 +21,7 @@ from diff_oracle.training.examples import Example, ExampleDataset
 class TrainingConfig:
     """How an oracle is trained."""
 
-    steps: int = 2000
+    steps: int = 1900
     """Optimiser steps."""
     batch_size: int = 32
     """Diffs a step."""
