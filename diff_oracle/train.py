@@ -23,8 +23,8 @@ from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.controls import draw_rows
 from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, selection_metric, selection_scores, to_rows
 from diff_oracle.evaluation.report import draw_learning_curve, print_table
-from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import PromptConfig
 from diff_oracle.provenance import provenance

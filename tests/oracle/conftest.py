@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import Prompt, PromptConfig
 from diff_oracle.subject.loading import SubjectConfig

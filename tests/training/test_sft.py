@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data_gen.build import BuildConfig, SamplingConfig, build
-from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import PromptConfig
 from diff_oracle.records import RecordSet, open_dataset
