@@ -50,19 +50,21 @@ def run(config: EvaluateConfig) -> None:
         raise ValueError(f"oracle={source} is no run directory of diff_oracle.train: it has no run.json")
     if Path(config.run_dir).resolve() == source.resolve():
         raise ValueError(f"run_dir={config.run_dir} is the oracle's own folder: choose another one")
-    trained = json.loads((source / "run.json").read_text())
+    try:
+        trained = json.loads((source / "run.json").read_text())
+        dataset_dir, tasks = Path(trained["dataset"]), make_tasks(trained["config"]["tasks"])
+        settings, seed = EvaluationConfig(**trained["config"]["evaluation"]), trained["config"]["seed"]
+    except (KeyError, TypeError, ValueError) as error:  # cut off, edited by hand, or by another version
+        raise ValueError(f"{source / 'run.json'} cannot be read: {type(error).__name__}: {error}") from error
     oracle = Oracle.from_pretrained(source / "oracle", device)
-    dataset_dir = Path(trained["dataset"])
     if config.data_dir is not None:
         dataset_dir = Path(config.data_dir) / dataset_dir.name
     dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
-    settings = EvaluationConfig(**trained["config"]["evaluation"])
     if config.num_rows is not None:
         settings = replace(settings, num_rows=config.num_rows)
-    tasks = make_tasks(trained["config"]["tasks"])
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)
-    rows = to_rows(evaluate(oracle, dataset, tasks, settings, cast(Split, config.split), trained["config"]["seed"]))
+    rows = to_rows(evaluate(oracle, dataset, tasks, settings, cast(Split, config.split), seed))
     (Path(config.run_dir) / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
     about = provenance(device) | {
         "oracle": str(source.resolve()),

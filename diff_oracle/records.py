@@ -100,7 +100,7 @@ class Record:
 
 
 class RecordSet:
-    """The rows of one split, read lazily from memory-mapped storage."""
+    """The rows of one split."""
 
     def __init__(self, rows: datasets.Dataset) -> None:
         self._rows = rows.with_format("numpy")
@@ -255,7 +255,9 @@ def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffData
             damaged, or a shard is missing or changed.
     """
     if not is_dataset(path):
-        raise ValueError(f"{path} is no dataset: it has no {MANIFEST}")
+        raise ValueError(
+            f"{path} is no dataset: it has no {MANIFEST}; if it was moved, data_dir=DIR names its new folder"
+        )
     manifest = _read_manifest(path)
     subject = manifest["subject"]
     for key, got in (("weights_hash", weights_hash), ("tokenizer_hash", tokenizer_hash)):

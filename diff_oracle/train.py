@@ -58,8 +58,6 @@ def run(config: TrainConfig) -> float:
     run_dir, device = Path(config.run_dir), pick_device(config.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("training runs in one process so far: start it with python, not with torchrun or accelerate")
-    for name in RESULTS:  # of an earlier run in this folder, so that none stands beside the new oracle
-        (run_dir / name).unlink(missing_ok=True)
     tasks, asked = make_tasks(config.tasks), config.evaluation
     started = time.monotonic()
     dataset_dir = build(config)
@@ -71,6 +69,8 @@ def run(config: TrainConfig) -> float:
         draw_rows(dataset.split(split), 1, config.seed)
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)
+    for name in RESULTS:  # of an earlier run in this folder, so that none stands beside the new oracle
+        (run_dir / name).unlink(missing_ok=True)
     history = train_oracle(
         oracle,
         dataset.split("train"),

@@ -52,6 +52,16 @@ def test_save_keeps_scores_provenance_and_curve(root: Path) -> None:
     assert (root / "results" / "two.png").read_bytes() == b"two"
 
 
+@pytest.mark.parametrize("commit", [None, "0123456789abcdef+dirty"])
+def test_a_run_of_uncommitted_code_is_no_result(root: Path, commit: str | None) -> None:
+    run = root / "runs" / "one"
+    about = json.loads((run / "run.json").read_text()) | {"commit": commit}
+    (run / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="not made by committed code"):
+        results.save(run, "three")
+    assert not (root / "results" / "three.json").exists()
+
+
 def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -> None:
     filled = results.update_readme(README)
     assert "an old table" not in filled

@@ -65,4 +65,12 @@ def test_an_oracle_of_another_model_and_a_folder_without_one_are_refused(trained
     assert (done.returncode, done.stderr) == (
         2, "error: oracle=nowhere is no run directory of diff_oracle.train: it has no run.json\n"
     )  # fmt: skip
+    about = trained / "run" / "run.json"
+    content = about.read_text()
+    for damaged, said in ((content[:-40], "JSONDecodeError"), ("{}", "KeyError: 'dataset'")):
+        about.write_text(damaged)
+        done = command(trained, "diff_oracle.evaluate", "oracle=run", "run_dir=refused")
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: run/run.json cannot be read: " + said)
+    about.write_text(content)
     assert not (trained / "refused").exists()

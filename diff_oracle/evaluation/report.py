@@ -74,7 +74,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def draw_learning_curve(history: Sequence[Mapping[str, float]], file: Path) -> None:
-    """Training loss, and scores on split `select` for matched (solid) and shuffled (dashed) diffs."""
+    """Training loss, and scores on split `select` for matched (solid) and shuffled (dotted) diffs."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from diff_oracle.oracle.adapter import LoraOptions, add_adapter
 from diff_oracle.oracle.decoding import DistinctLines
@@ -70,6 +70,7 @@ class Oracle(nn.Module):
             self.vocabulary, config.prompt, config.injection.num_slots, loaded.identity.d_model
         )
         self.injector = INJECTORS[config.injection.kind](config.injection, loaded.model).to(loaded.model.device)
+        loaded.model.generation_config = GenerationConfig()  # the model's own may sample or penalise repetition
         if adapter is None:
             self.lm: Any = add_adapter(loaded.model, config.lora)
         else:
@@ -84,6 +85,11 @@ class Oracle(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.lm.parameters()).device
+
+    @property
+    def takes_any_mask(self) -> bool:
+        """Whether the model's attention follows a mask with a row and a column for every position."""
+        return bool(self.lm.get_base_model()._supports_attention_backend)
 
     @property
     def sliding_window(self) -> float:

@@ -4,8 +4,8 @@ Four kinds of question. `promoted` and `suppressed` ask for the tokens whose log
 `yes_no` and `choice` ask whether, or which, token is among the k that go up most. The token that is not is one that the
 same site often raises in other rows, drawn so that knowing the site does not help (`LogitLens._pair`). Yes is said by
 repeating the token: the unembedding then compares it with the diff, as it does for a list. The word "yes" would need
-the comparison within the network, and is not learned (README). The labels of −diff are those of diff with the ends
-swapped, so every diff gives a second, sign-flipped pair.
+the comparison within the network, which was not learned. The labels of −diff are those of diff with the ends swapped,
+so every diff gives a second, sign-flipped pair.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class LogitLensConfig:
     """Tokens that an open question asks for."""
 
     def __post_init__(self) -> None:
+        if self.k < 2:
+            raise ValueError(f"tasks.logit_lens.k must be at least 2, got {self.k}")
         if not 1 <= self.num_asked <= self.k:
             raise ValueError(f"tasks.logit_lens.num_asked must be 1…k = {self.k}, got {self.num_asked}")
 

@@ -85,13 +85,7 @@ def train_oracle(
         config.lists_first,
     )
 
-    def collate(groups: list[list[Example]]) -> Batch:
-        longest = max(len(e.prompt.ids) + len(e.answer_ids) for group in groups for e in group)
-        if longest < oracle.sliding_window:
-            return oracle.prompts.collate_shared([[(e.prompt, e.answer_ids) for e in group] for group in groups])
-        examples = [e for group in groups for e in group]
-        return oracle.prompts.collate([e.prompt for e in examples], [e.answer_ids for e in examples])
-
+    collate = _collate_shared if _reads_apart(oracle, dataset[0]) else _collate_apart
     curve = _Curve(oracle, measure, max(1, config.steps // config.evaluations))
     with TemporaryDirectory() as scratch:  # Trainer wants a folder, though nothing is saved on the way
         arguments = _arguments(oracle, config, seed, scratch)
@@ -99,7 +93,7 @@ def train_oracle(
             model=oracle,
             args=arguments,
             train_dataset=dataset,
-            data_collator=collate,
+            data_collator=lambda groups: collate(oracle, groups),
             callbacks=[curve],
             optimizers=(make_optimizer(oracle, config), None),
         )
@@ -107,6 +101,35 @@ def train_oracle(
         trainer.train()
     oracle.eval()
     return trainer.state.log_history
+
+
+def _collate_shared(oracle: Oracle, groups: list[list[Example]]) -> Batch:
+    """A row a diff; a row a question where one is longer than a sliding window."""
+    longest = max(len(e.prompt.ids) + len(e.answer_ids) for group in groups for e in group)
+    if longest >= oracle.sliding_window:
+        return _collate_apart(oracle, groups)
+    return oracle.prompts.collate_shared([[(e.prompt, e.answer_ids) for e in group] for group in groups])
+
+
+def _collate_apart(oracle: Oracle, groups: list[list[Example]]) -> Batch:
+    """A row a question."""
+    examples = [e for group in groups for e in group]
+    return oracle.prompts.collate([e.prompt for e in examples], [e.answer_ids for e in examples])
+
+
+@torch.no_grad()
+def _reads_apart(oracle: Oracle, group: list[Example]) -> bool:
+    """Whether the model reads the questions of a row each as if it stood there alone.
+
+    Recurrent layers do not, and models that make their own masks cannot be told to.
+    """
+    if not oracle.takes_any_mask:
+        return False
+    shared, apart = (
+        oracle(**{name: value.to(oracle.device) for name, value in collate(oracle, [group]).items()})["loss"]  # type: ignore[attr-defined]
+        for collate in (_collate_shared, _collate_apart)
+    )
+    return bool(torch.isclose(shared, apart, rtol=1e-2))
 
 
 def make_optimizer(oracle: Oracle, config: TrainingConfig) -> torch.optim.Optimizer:

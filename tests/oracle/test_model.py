@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,11 +35,13 @@ def test_loss_equals_the_cross_entropy_of_full_logits(
     assert loss.item() == pytest.approx(total / count, rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3", "gemma3"])
 def test_questions_that_share_a_row_have_the_loss_of_rows_of_their_own(
     make_oracle: Callable[..., Oracle], architecture: str
 ) -> None:
     oracle = make_oracle(architecture)
+    if architecture == "gemma3":  # within its window
+        oracle.lm.get_base_model().config.sliding_window = 512
     rng, build = np.random.default_rng(0), oracle.prompts
     questions = [("Why?",), ("Which tokens become more likely?",), ("Is ", 300, " raised?")]
     answers = [[300, 301, 302], [400], [500, 501]]
@@ -54,6 +57,24 @@ def test_questions_that_share_a_row_have_the_loss_of_rows_of_their_own(
     parameter = oracle.injector.maps[0]
     for one, other in zip(torch.autograd.grad(loss, parameter), torch.autograd.grad(expected, parameter), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_no_line_of_a_generated_answer_begins_as_an_earlier_one(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts
+) -> None:
+    oracle, steps = make_oracle(), itertools.count()
+    (newline,) = oracle.vocabulary.newline
+
+    def prefer(module: nn.Module, args: object, logits: torch.Tensor) -> torch.Tensor:
+        """At a line's beginning always 300, then 301, then 302; a line break behind each."""
+        wanted = [300, 301, 302] if next(steps) % 2 == 0 else [newline]
+        forced = torch.zeros_like(logits)
+        forced[..., wanted] = torch.arange(len(wanted), 0, -1).float()
+        return forced
+
+    oracle.lm.get_base_model().get_output_embeddings().register_forward_hook(prefer)
+    expected = oracle.vocabulary.show((300, "\n", 301, "\n", 302))
+    assert oracle.generate(make_prompts(oracle, 2), max_new_tokens=5) == [expected] * 2
 
 
 def test_a_model_with_a_sliding_window_says_so(make_oracle: Callable[..., Oracle]) -> None:

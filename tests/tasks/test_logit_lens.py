@@ -186,6 +186,8 @@ def test_an_unfitted_task_does_not_ask(record: Record) -> None:
 def test_bad_configs_and_kinds_are_refused(record: Record) -> None:
     with pytest.raises(ValueError, match="num_asked must be 1…k = 4, got 5"):
         LogitLensConfig(k=4)
+    with pytest.raises(ValueError, match=r"tasks\.logit_lens\.k must be at least 2, got 1"):
+        LogitLensConfig(k=1, num_asked=1)
     with pytest.raises(ValueError, match="unknown question kind 'rhyme': choose from promoted"):
         TASK.question(record, "rhyme", rng())
     with pytest.raises(ValueError, match="unknown task 'nope': choose from logit_lens"):

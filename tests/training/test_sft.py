@@ -2,18 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from data_gen.build import BuildConfig, SamplingConfig, build
 from diff_oracle.oracle.adapter import LoraOptions
-from diff_oracle.oracle.injection import InjectionConfig
+from diff_oracle.oracle.injection import InjectionConfig, decoder_blocks
 from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import PromptConfig
 from diff_oracle.records import RecordSet, open_dataset
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.tasks import Task, make_tasks
 from diff_oracle.tasks.text import Vocabulary
+from diff_oracle.training import sft
+from diff_oracle.training.examples import Example
 from diff_oracle.training.sft import TrainingConfig, train_oracle
 
 Data = tuple[RecordSet, list[Task]]
@@ -31,9 +35,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return records, made
 
 
-def fresh_oracle() -> Oracle:
+def fresh_oracle(model: SubjectConfig | None = None) -> Oracle:
     torch.manual_seed(0)
-    return Oracle.create(SubjectConfig(), OracleConfig(LoraOptions(4, 4.0), PromptConfig(), InjectionConfig()))
+    config = OracleConfig(LoraOptions(4, 4.0), PromptConfig(), InjectionConfig())
+    return Oracle.create(model or SubjectConfig(), config).eval()
 
 
 def losses(data: Data, seed: int) -> list[float]:
@@ -59,6 +64,32 @@ def test_training_stops_when_the_loss_is_not_a_number(data: Data) -> None:
         next(p for n, p in oracle.lm.named_parameters() if "lora_B" in n).fill_(float("nan"))
     with pytest.raises(ValueError, match=r"the loss is nan at step 1: lower training.learning_rate"):
         train_oracle(oracle, *data, TrainingConfig(steps=4, batch_size=2, evaluations=1), 0, measure=lambda oracle: {})
+
+
+def test_questions_share_rows_only_where_they_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def random_oracle(architecture: str) -> Oracle:
+        return fresh_oracle(SubjectConfig(source="random", architecture=architecture))
+
+    def group(oracle: Oracle) -> list[Example]:
+        diff = np.ones(oracle.prompts.d_model, np.float32)
+        prompts = [oracle.prompts.with_diff("L1", diff, 0.2, (text,)) for text in ("Why?", "Which?")]
+        return [Example(prompt, [300, 301]) for prompt in prompts]
+
+    for architecture, dimensions in (("llama", 4), ("gemma3", 2)):  # the latter with a window of 8
+        oracle = random_oracle(architecture)
+        assert sft._collate_shared(oracle, [group(oracle)])["attention_mask"].ndim == dimensions
+    oracle = random_oracle("llama")
+    assert sft._reads_apart(oracle, group(oracle))
+
+    def leak(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output + output.cumsum(1)  # as a recurrent layer would
+
+    hook = decoder_blocks(oracle.lm.get_base_model())[0].register_forward_hook(leak)
+    assert not sft._reads_apart(oracle, group(oracle))
+    hook.remove()
+    assert sft._reads_apart(oracle, group(oracle))
+    monkeypatch.setattr(oracle.lm.get_base_model(), "_supports_attention_backend", False)
+    assert not sft._reads_apart(oracle, group(oracle))
 
 
 @pytest.mark.parametrize(
