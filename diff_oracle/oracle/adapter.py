@@ -10,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from diff_oracle.oracle.injection import decoder_blocks
+
 
 @dataclass
 class LoraOptions:
@@ -20,25 +22,38 @@ class LoraOptions:
     side, two factors would be more than the weight that they make: there the weight itself is trained."""
     alpha: float = 128.0
     """Low-rank updates are scaled by alpha / rank."""
+    first_block: int = 0
+    """Blocks before this one stay as they are. With `injection=residual` behind the last of them, training then needs
+    no backward pass through them."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise ValueError(f"lora.rank must be at least 1 and lora.alpha above 0, got {self.rank} and {self.alpha}")
+        if self.first_block < 0:
+            raise ValueError(f"lora.first_block must be at least 0, got {self.first_block}")
 
 
 def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PeftModel:
-    """The model with a fresh adapter: it computes what it did before."""
-    unembedding = model.get_output_embeddings()
+    """The model with a fresh adapter: it computes what it did before.
+
+    Raises:
+        ValueError: The model has no block `first_block`.
+    """
+    blocks = decoder_blocks(model)
+    if options.first_block >= len(blocks):
+        raise ValueError(f"lora.first_block={options.first_block}, but the model has blocks 0…{len(blocks) - 1}")
+    left_alone = {model.get_output_embeddings(), *(m for b in blocks[: options.first_block] for m in b.modules())}
     linear = {
         name: module.weight.shape
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not unembedding
+        if isinstance(module, nn.Linear | Conv1D) and module not in left_alone
     }
     whole = [name for name, shape in linear.items() if min(shape) <= options.rank]
+    low_rank = [name for name in linear if name not in whole]
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
-        target_modules="all-linear" if len(whole) < len(linear) else DUMMY_TARGET_MODULES,
+        target_modules=low_rank or DUMMY_TARGET_MODULES,
         modules_to_save=whole or None,  # PEFT's word for modules that are trained and saved whole
         task_type="CAUSAL_LM",
     )

@@ -149,4 +149,4 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_blocks:
             return module
-    raise ValueError(f"{type(model).__name__} has no list of {num_blocks} blocks: injection.kind=residual needs one")
+    raise ValueError(f"{type(model).__name__} has no list of {num_blocks} blocks")

@@ -41,6 +41,8 @@ class TrainingConfig:
     """Behind that, share of batches that show the context's text in place of the diff."""
     none_fraction: float = 0.05
     """Behind that, share of batches whose slots are left empty."""
+    bf16: bool = False
+    """Matrix products of training in bfloat16 (autocast); weights and updates stay in float32."""
     evaluations: int = 3
     """Points of the learning curve, measured on split `select`."""
 
@@ -160,6 +162,7 @@ def _arguments(oracle: Oracle, config: TrainingConfig, seed: int, folder: str) -
         report_to="none",
         remove_unused_columns=False,
         seed=seed,
+        bf16=config.bf16,
         use_cpu=oracle.device.type == "cpu",
     )
     arguments._n_gpu = 1  # several would be wrapped in DataParallel, whose copies do not know what to inject

@@ -42,3 +42,13 @@ def test_adapters_of_every_rank(architecture: str, rank: int, tmp_path: Path) ->
         adapted.save_pretrained(str(tmp_path))
         loaded = PeftModel.from_pretrained(load(architecture), str(tmp_path))
         torch.testing.assert_close(loaded(input_ids=IDS).logits, changed, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [4, 4096])
+def test_blocks_before_the_first_stay_as_they_are(rank: int) -> None:
+    adapted = add_adapter(load("llama"), LoraOptions(rank, float(rank), first_block=1))
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert any(".layers.1." in name for name in trained)
+    assert not any(".layers.0." in name for name in trained)
+    with pytest.raises(ValueError, match=r"lora\.first_block=99, but the model has blocks 0…"):
+        add_adapter(load("llama"), LoraOptions(rank, float(rank), first_block=99))
