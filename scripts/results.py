@@ -20,13 +20,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def save(run_dir: Path, name: str) -> None:
-    """Writes one JSON with the run's provenance and its scores, and the learning curve beside it."""
-    about = json.loads((run_dir / "run.json").read_text())
+    """Writes one JSON with the run's provenance and its scores, and the learning curve beside it.
+
+    Absolute paths are cut to their last part: where things lay is nobody's business.
+
+    Raises:
+        ValueError: The run was not made by committed code.
+    """
+    text = (run_dir / "run.json").read_text()
+    about = json.loads(re.sub(r'(?<=[\s"=])/[^\s",]+', lambda path: Path(path[0]).name, text))
     if about["commit"] is None or about["commit"].endswith("+dirty"):
         raise ValueError(
             f"{run_dir} was not made by committed code (commit {about['commit']}): commit and run it again"
         )
-    about["dataset"] = Path(about["dataset"]).name  # where it lies is nobody's business
     content = about | {"eval": json.loads((run_dir / "eval.json").read_text())}
     (ROOT / "results").mkdir(exist_ok=True)
     (ROOT / "results" / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

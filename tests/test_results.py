@@ -35,7 +35,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in (("one", 0.111), ("two", 0.222)):
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
-        about = {"command": f"python -m train run_dir={name}", "commit": "0123456789abcdef", "seconds": {"train": 61.4}}
+        about = {
+            "command": f"python -m train run_dir={run} a/b=c",
+            "config": {"run_dir": str(run)},
+            "commit": "0123456789abcdef",
+            "seconds": {"train": 61.4},
+        }
         about |= {"machine": {"device": "cpu", "cores": 2}, "dataset": str(tmp_path / "data" / "tiny-pydoc-0")}
         (run / "run.json").write_text(json.dumps(about))
         (run / "eval.json").write_text(json.dumps([row("matched", value), row("shuffled", 0.05)]))
@@ -48,6 +53,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_save_keeps_scores_provenance_and_curve(root: Path) -> None:
     saved = json.loads((root / "results" / "two.json").read_text())
     assert saved["commit"] == "0123456789abcdef"
+    assert saved["command"] == "python -m train run_dir=two a/b=c"
+    assert saved["config"] == {"run_dir": "two"}
+    assert saved["dataset"] == "tiny-pydoc-0"
     assert saved["eval"] == [row("matched", 0.222), row("shuffled", 0.05)]
     assert (root / "results" / "two.png").read_bytes() == b"two"
 
@@ -69,7 +77,7 @@ def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -
     assert "| matched | 0.111 [0.100, 0.900] |" in one
     assert "0.222" not in one
     assert "| matched | 0.222 [0.100, 0.900] |" in two
-    assert "`python -m train run_dir=two` · commit 012345678 · cpu, 2 cores · train 61 s" in two
+    assert "`python -m train run_dir=two a/b=c` · commit 012345678 · cpu, 2 cores · train 61 s" in two
     assert filled.startswith("# Title\n\n<!-- results/one.json -->\n")
     assert filled.endswith("<!-- end -->\nAfter.\n")
 
