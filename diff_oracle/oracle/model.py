@@ -31,7 +31,7 @@ from diff_oracle.oracle.injection import INJECTORS, InjectionConfig
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder, PromptConfig
 from diff_oracle.records import Record
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
-from diff_oracle.tasks.text import Text, Vocabulary
+from diff_oracle.tasks.text import MINUS, Text, Vocabulary
 
 SIDECAR = "oracle.json"
 FORMAT_VERSION = 1
@@ -118,11 +118,12 @@ class Oracle(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[str]:
-        """Greedy answers, as text; every line begins with another token (`DistinctLines`)."""
+        """Greedy answers, as text; every line names another token (`DistinctLines`)."""
         answers = [""] * len(prompts)
         for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
             batch = self._batch([prompts[i] for i in indices])
-            distinct = DistinctLines(self.vocabulary.newline[-1], batch["input_ids"].shape[1])
+            marks = self.vocabulary.newline[-1], self.vocabulary.encode_string(MINUS)[-1]
+            distinct = DistinctLines(*marks, batch["input_ids"].shape[1])
             with self.injector.injecting(batch["slot_mask"], batch["diff"]):
                 out = self.lm.generate(
                     input_ids=batch["input_ids"],

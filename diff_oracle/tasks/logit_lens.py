@@ -1,10 +1,10 @@
 """Task `logit_lens`: which tokens does this diff make more or less likely, read directly through the unembedding?
 
-Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down;
-`yes_no` and `choice` ask whether, or which, token is among the k that go up most. The token that is not is one that the
-same site often raises in other rows, drawn so that knowing the site does not help (`LogitLens._pair`). Yes is said by
-repeating the token: the unembedding then compares it with the diff, as it does for a list, where the word "yes" would
-need that comparison within the network. The labels of −diff are those of diff with the ends swapped, so every diff
+Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down,
+those that go down each behind a minus (`SIGNS`); `yes_no` and `choice` ask whether, or which, token is among the k that
+go up most. The token that is not is one that the same site often raises in other rows, drawn so that knowing the site
+does not help (`LogitLens._pair`). Yes is said by repeating the token: the unembedding then compares it with the diff,
+as it does for a list, where the word "yes" would need that comparison within the network. The labels of −diff are those of diff with the ends swapped, so every diff
 gives a second, sign-flipped pair.
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from diff_oracle.records import Record, RecordSet
 from diff_oracle.tasks.base import Phrasing, Question
-from diff_oracle.tasks.text import Text, Vocabulary, parse_token_list, token_list
+from diff_oracle.tasks.text import MINUS, Text, Vocabulary, parse_token_list, token_list
 
 NO = "no"
 End = Literal["promoted", "suppressed"]
@@ -52,6 +52,10 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
     },
 }
 
+
+# What stands before each token of a list. The minus says beside every token which end of the diff is named, so that
+# a line can be read off the diff without looking back at the question.
+SIGNS = {"promoted": "", "suppressed": MINUS}
 
 # Shares of the training examples.
 KINDS = {"promoted": 0.25, "suppressed": 0.25, "yes_no": 0.25, "choice": 0.25}
@@ -143,7 +147,8 @@ class LogitLens:
         wording = wordings[rng.integers(len(wordings))]
         if kind in ("promoted", "suppressed"):
             tokens = promoted if kind == "promoted" else suppressed
-            return Question(self.name, kind, phrasing, (wording,), token_list(tokens[: self.config.num_asked]))
+            answer = token_list(tokens[: self.config.num_asked], SIGNS[kind])
+            return Question(self.name, kind, phrasing, (wording,), answer)
         usual = self.usual.get((record.site, "promoted" if sign > 0 else "suppressed"))
         up, down = self._pair(promoted, suppressed, usual, rng)
         first_is_up = bool(rng.integers(2))
@@ -178,7 +183,7 @@ class LogitLens:
         end: End = "suppressed" if question.kind == "suppressed" else "promoted"
         usual = self.usual.get((site, end), self.usual[None, end])
         if not question.choices:
-            return token_list(usual.commonest)
+            return token_list(usual.commonest, SIGNS[question.kind])
         tokens = [piece for piece in question.text if isinstance(piece, int)]
         shares = usual.share(tokens)
         if question.kind == "yes_no":

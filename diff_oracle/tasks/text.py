@@ -15,6 +15,8 @@ from diff_oracle.subject.lens import label_tokens, token_texts
 
 Text = tuple[str | int, ...]
 
+MINUS = "-"  # stands before each token of a list of what goes down
+
 
 class Vocabulary:
     """A tokenizer's tokens as text, and texts as tokens.
@@ -61,17 +63,18 @@ class Vocabulary:
         return str(self.tokenizer.decode([*self.newline, *kept], skip_special_tokens=False))[len(guard) :]
 
 
-def token_list(ids: Iterable[int]) -> Text:
-    """The canonical form of a list of tokens: one token a line, leading spaces kept.
+def token_list(ids: Iterable[int], sign: str = "") -> Text:
+    """The canonical form of a list of tokens: one a line, behind the sign if one is given, leading spaces kept.
 
     Tokens of a label are printable, so none holds a line break and the form parses back exactly.
     """
     text: list[str | int] = []
     for i in ids:
-        text += ["\n", int(i)] if text else [int(i)]
+        text += ["\n"] if text else []
+        text += [sign, int(i)] if sign else [int(i)]
     return tuple(text)
 
 
 def parse_token_list(answer: str) -> list[str]:
-    """The tokens named by an answer, in order, each once."""
+    """The lines of an answer, in order, each once: tokens, with their sign where they have one."""
     return list(dict.fromkeys(line for line in answer.split("\n") if line))

@@ -28,9 +28,11 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
     The i-th depends on the seed and i alone. Each pass over the records is a new permutation, each visit has new
     questions: `questions_per_diff` different kinds. The first `lists_first` of all batches ask for lists alone: they
     teach to read a diff, for every token of the answer must be read in it, and what else is asked is then learned
-    soon. Behind them the kinds are drawn by their shares, and a share of the batches has no diffs: some show the
-    context's text instead, some nothing, so that the controls `text_only` and `none` ask what was trained. It is whole
-    batches, because prompts with text are longer and would pad all others.
+    soon. The first `one_list_first` of all batches ask for one list alone, each task's first: where a task's lists are
+    read off opposite directions, what one teaches the other unteaches until the questions are told apart. Behind the
+    lists the kinds are drawn by their shares, and a share of the batches has no diffs: some show the context's text
+    instead, some nothing, so that the controls `text_only` and `none` ask what was trained. It is whole batches,
+    because prompts with text are longer and would pad all others.
     """
 
     def __init__(
@@ -45,13 +47,15 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         none_fraction: float,
         questions_per_diff: int,
         lists_first: float,
+        one_list_first: float,
     ) -> None:
         self._records, self._prompts = records, prompts
         self._kinds = [(task, kind) for task in tasks for kind in task.kinds]
         self._shares = np.array([task.kinds[kind] / len(tasks) for task, kind in self._kinds])
         self._lists = [(task, kind) for task in tasks for kind in task.open_kinds]
+        self._one_list = [(task, task.open_kinds[0]) for task in tasks]
         self._questions = questions_per_diff
-        self._num_first = int(lists_first * num_batches)
+        self._num_first, self._num_one = int(lists_first * num_batches), int(one_list_first * num_batches)
         self._length, self._batch_size, self._seed = num_batches * batch_size, batch_size, seed
         self._text_only, self._none = text_only_fraction, none_fraction
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
@@ -91,6 +95,8 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         return examples
 
     def _draw_kinds(self, batch: int, rng: np.random.Generator) -> list[tuple[Task, str]]:
-        kinds, shares = (self._lists, None) if batch < self._num_first else (self._kinds, self._shares)
+        kinds, shares = self._kinds, self._shares
+        if batch < self._num_first:
+            kinds, shares = (self._one_list if batch < self._num_one else self._lists), None
         size = min(self._questions, len(kinds))
         return [kinds[drawn] for drawn in rng.choice(len(kinds), size=size, replace=False, p=shares)]

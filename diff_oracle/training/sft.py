@@ -21,7 +21,7 @@ from diff_oracle.training.examples import Example, ExampleDataset
 class TrainingConfig:
     """How an oracle is trained."""
 
-    steps: int = 1900
+    steps: int = 1700
     """Optimiser steps."""
     batch_size: int = 32
     """Diffs a step."""
@@ -37,6 +37,8 @@ class TrainingConfig:
     """Gradients are clipped to this norm."""
     lists_first: float = 0.6
     """Share of the training, at its beginning, that asks for lists of tokens alone."""
+    one_list_first: float = 0.0
+    """Share of the training, at its beginning and within `lists_first`, that asks for one list of each task alone."""
     text_only_fraction: float = 0.1
     """Behind that, share of batches that show the context's text in place of the diff."""
     none_fraction: float = 0.05
@@ -54,6 +56,10 @@ class TrainingConfig:
             raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.lists_first <= 1:
             raise ValueError(f"training.lists_first must be 0…1, got {self.lists_first}")
+        if not 0 <= self.one_list_first <= self.lists_first:
+            raise ValueError(
+                f"training.one_list_first must be 0…lists_first = {self.lists_first}, got {self.one_list_first}"
+            )
         shares = (self.text_only_fraction, self.none_fraction)
         if min(shares) < 0 or sum(shares) >= 1:
             raise ValueError(
@@ -85,6 +91,7 @@ def train_oracle(
         config.none_fraction,
         config.questions_per_diff,
         config.lists_first,
+        config.one_list_first,
     )
 
     collate = _collate_shared if _reads_apart(oracle, dataset[0]) else _collate_apart

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from diff_oracle.oracle.decoding import DistinctLines
 
-NEWLINE = 0
+NEWLINE, MINUS = 0, 1
 PROMPT = [7, NEWLINE, 5, NEWLINE]
 NONE: set[int] = set()
 
 
 def banned(answer: list[int]) -> set[int]:
     """The tokens that may not follow the prompt and this much of an answer."""
-    processor = DistinctLines(NEWLINE, prompt_length=len(PROMPT))
+    processor = DistinctLines(NEWLINE, MINUS, prompt_length=len(PROMPT))
     scores: Tensor = processor(torch.tensor([PROMPT + answer]), torch.zeros(1, 10))
     return set(scores[0].isinf().nonzero().flatten().tolist())
 
@@ -30,8 +30,18 @@ def test_within_a_line_everything_may_come() -> None:
     assert banned([3, NEWLINE, 4, 3]) == NONE
 
 
+def test_behind_a_minus_that_begins_a_line_counts_the_token_that_follows() -> None:
+    assert banned([MINUS]) == NONE
+    assert banned([MINUS, 3, NEWLINE]) == {3}  # nor may it come without the minus, but another minus may
+    assert banned([MINUS, 3, NEWLINE, MINUS]) == {3}
+    assert banned([MINUS, 3, NEWLINE, MINUS, 4]) == NONE
+    assert banned([MINUS, 3, NEWLINE, MINUS, 4, NEWLINE, MINUS]) == {3, 4}
+    assert banned([5, NEWLINE, 6, MINUS]) == NONE  # this one stands inside a line
+    assert banned([MINUS, MINUS, NEWLINE, MINUS]) == {MINUS}  # the token "-" itself
+
+
 def test_rows_do_not_know_of_each_other() -> None:
-    processor = DistinctLines(NEWLINE, prompt_length=1)
+    processor = DistinctLines(NEWLINE, MINUS, prompt_length=1)
     rows = torch.tensor([[9, 3, NEWLINE], [9, 3, 4], [9, 5, NEWLINE]])
     infinite = processor(rows, torch.zeros(3, 10)).isinf()
     assert [row.nonzero().flatten().tolist() for row in infinite] == [[3], [], [5]]

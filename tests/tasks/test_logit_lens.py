@@ -54,7 +54,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def test_open_answers_are_the_strongest_tokens_in_order(record: Record) -> None:
     assert TASK.question(record, "promoted", rng()).answer == (300, "\n", 301, "\n", 302)
-    assert TASK.question(record, "suppressed", rng()).answer == (400, "\n", 401, "\n", 402)
+    assert TASK.question(record, "suppressed", rng()).answer == ("-", 400, "\n", "-", 401, "\n", "-", 402)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -153,6 +153,14 @@ def test_open_scores(record: Record, vocabulary: Vocabulary) -> None:
     assert score("") == 0
 
 
+def test_a_suppressed_token_counts_only_behind_its_minus(record: Record, vocabulary: Vocabulary) -> None:
+    question = TASK.question(record, "suppressed", rng())
+    names = [vocabulary.texts[i] for i in DOWN]
+    assert TASK.score(question, "\n".join(f"-{name}" for name in names[:3]), vocabulary) == 1
+    assert TASK.score(question, "\n".join(names[:3]), vocabulary) == 0
+    assert TASK.score(question, f"-{names[1]}\n{names[0]}\n-{names[0]}", vocabulary) == pytest.approx(2 / 3)
+
+
 def test_the_prior_answers_with_what_is_commonest_among_the_tokens_asked_for(record: Record) -> None:
     # 303 is in every row's list of six, but never among the three asked for.
     lists = [[400, 401, 402, 303, 300, 305], [400, 401, 300, 303, 402, 305], [400, 401, 402, 303, 304, 306]]
@@ -161,7 +169,8 @@ def test_the_prior_answers_with_what_is_commonest_among_the_tokens_asked_for(rec
     assert task.prior_answer("L1", open_question) == (400, "\n", 401, "\n", 402)
     assert task.prior_answer("L2", open_question) == (1, "\n", 2, "\n", 3)
     assert task.prior_answer("L9", open_question) == (1, "\n", 2, "\n", 3)  # an unseen site: all sites together
-    assert task.prior_answer("L1", task.question(record, "suppressed", rng())) == (400, "\n", 401, "\n", 402)
+    suppressed = task.question(record, "suppressed", rng())
+    assert task.prior_answer("L1", suppressed) == ("-", 400, "\n", "-", 401, "\n", "-", 402)
 
 
 def test_the_prior_chooses_what_the_site_has_oftener(record: Record) -> None:

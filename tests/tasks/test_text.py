@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
-from diff_oracle.tasks.text import Vocabulary, parse_token_list, token_list
+from diff_oracle.tasks.text import MINUS, Vocabulary, parse_token_list, token_list
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,8 @@ def test_a_list_of_label_tokens_parses_back_from_its_ids(vocabulary: Vocabulary,
     encoded = vocabulary.encode(text)
     assert [i for i in encoded if i not in vocabulary.newline] == ids
     assert vocabulary.decode([*encoded, vocabulary.tokenizer.eos_token_id, 300]) == vocabulary.show(text)
+
+    assert parse_token_list(vocabulary.show(token_list(ids, MINUS))) == [MINUS + token for token in wanted]
 
 
 def test_a_leading_space_is_part_of_a_token(vocabulary: Vocabulary) -> None:

@@ -45,10 +45,10 @@ def make_examples(base: LoadedModel, dataset: DiffDataset) -> Callable[..., Exam
         none: float = 0.0,
         questions: int = 2,
         lists_first: float = 0.0,
+        one_list_first: float = 0.0,
     ) -> ExampleDataset:
-        return ExampleDataset(
-            dataset.split("train"), tasks, prompts, length // 2, 2, seed, text_only, none, questions, lists_first
-        )
+        shares = text_only, none, questions, lists_first, one_list_first
+        return ExampleDataset(dataset.split("train"), tasks, prompts, length // 2, 2, seed, *shares)
 
     return make
 
@@ -98,12 +98,15 @@ def test_a_flipped_diff_has_the_flipped_answer(
         signs.append(sign)
         shown = vocabulary.tokenizer.decode(example.prompt.ids)
         if any(wording in shown for wording in PHRASINGS["suppressed"]["seen"]):
-            end = "suppressed_ids" if sign > 0 else "promoted_ids"
+            end, before = "suppressed_ids" if sign > 0 else "promoted_ids", vocabulary.encode(("-",))
         else:
-            end = "promoted_ids" if sign > 0 else "suppressed_ids"
+            end, before = "promoted_ids" if sign > 0 else "suppressed_ids", []
         if len(example.answer_ids) > 2:
-            expected = record.labels[end][:3].tolist()
-            assert [t for t in example.answer_ids if t not in vocabulary.newline] == expected
+            first, *others = record.labels[end][:3].tolist()
+            expected = [*before, first]
+            for token in others:
+                expected += [*vocabulary.newline, *before, token]
+            assert example.answer_ids == expected
     assert 0.4 < signs.count(1) / len(signs) < 0.6
 
 
@@ -117,11 +120,15 @@ def test_shares_of_text_and_of_nothing(make_examples: Callable[..., ExampleDatas
 
 
 def test_lists_come_first_and_alone(make_examples: Callable[..., ExampleDataset]) -> None:
-    examples = make_examples(length=100, text_only=0.5, none=0.5 - 1e-9, questions=3, lists_first=0.6)
+    fractions = {"text_only": 0.5, "none": 0.5 - 1e-9, "lists_first": 0.6, "one_list_first": 0.2}
+    examples = make_examples(length=100, questions=3, **fractions)
     vocabulary = examples._prompts.vocabulary
     for i in range(100):
         group = examples[i]
-        assert len(group) == (2 if i < 60 else 3)
+        assert len(group) == (1 if i < 20 else 2 if i < 60 else 3)
+        if i < 20:
+            asked = vocabulary.show(tuple(group[0].prompt.ids[group[0].prompt.shared :]))
+            assert any(asked.startswith(wording) for wording in PHRASINGS["promoted"]["seen"])
         if i < 60:
             assert all(e.prompt.diff is not None and np.any(e.prompt.diff) for e in group)
             assert all(sum(t in vocabulary.newline for t in e.answer_ids) == 2 for e in group)

@@ -98,6 +98,7 @@ def test_questions_share_rows_only_where_they_are_read_apart(monkeypatch: pytest
         ({"steps": 0}, "training.steps must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "training.learning_rate must be above 0"),
         ({"lists_first": 1.5}, r"training.lists_first must be 0…1, got 1.5"),
+        ({"lists_first": 0.5, "one_list_first": 0.6}, r"training.one_list_first must be 0…lists_first = 0.5, got 0.6"),
         ({"text_only_fraction": 0.7, "none_fraction": 0.3}, "below 1 together"),
     ],
 )
