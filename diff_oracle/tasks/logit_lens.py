@@ -4,8 +4,8 @@ Four kinds of question. `promoted` and `suppressed` ask for the tokens whose log
 those that go down each behind a minus (`SIGNS`); `yes_no` and `choice` ask whether, or which, token is among the k that
 go up most. The token that is not is one that the same site often raises in other rows, drawn so that knowing the site
 does not help (`LogitLens._pair`). Yes is said by repeating the token: the unembedding then compares it with the diff,
-as it does for a list, where the word "yes" would need that comparison within the network. The labels of −diff are those of diff with the ends swapped, so every diff
-gives a second, sign-flipped pair.
+as it does for a list, where the word "yes" would need that comparison within the network. The
+labels of −diff are those of diff with the ends swapped, so every diff gives a second, sign-flipped pair.
 """
 
 from __future__ import annotations
