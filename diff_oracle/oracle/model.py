@@ -34,7 +34,7 @@ from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_mode
 from diff_oracle.tasks.text import MINUS, Text, Vocabulary
 
 SIDECAR = "oracle.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Task(Protocol):
     kinds: Mapping[str, float]
     """Kinds of question, each with its share of the training examples."""
     open_kinds: Sequence[str]
-    """The kinds answered with a list: what training begins with."""
+    """The kinds answered with a list: what training begins with, the first one alone where `one_list_first` asks."""
     config: Any
     """A dataclass; its fields are the keys of conf/task/NAME.yaml."""
 

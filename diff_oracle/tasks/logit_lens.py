@@ -1,11 +1,11 @@
 """Task `logit_lens`: which tokens does this diff make more or less likely, read directly through the unembedding?
 
 Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down,
-those that go down each behind a minus (`SIGNS`); `yes_no` and `choice` ask whether, or which, token is among the k that
+those that go down each behind a minus (`MARKS`); `yes_no` and `choice` ask whether, or which, token is among the k that
 go up most. The token that is not is one that the same site often raises in other rows, drawn so that knowing the site
 does not help (`LogitLens._pair`). Yes is said by repeating the token: the unembedding then compares it with the diff,
-as it does for a list, where the word "yes" would need that comparison within the network. The
-labels of −diff are those of diff with the ends swapped, so every diff gives a second, sign-flipped pair.
+as it does for a list, where the word "yes" would need that comparison within the network. The labels of −diff are
+those of diff with the ends swapped, so every diff gives a second, sign-flipped pair.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
 }
 
 
-# What stands before each token of a list. The minus says beside every token which end of the diff is named, so that
-# a line can be read off the diff without looking back at the question.
-SIGNS = {"promoted": "", "suppressed": MINUS}
+# What stands before each token of a list. The minus says which end of the diff is named, so that the token behind it
+# can be read off the diff without looking back at the question.
+MARKS = {"promoted": "", "suppressed": MINUS}
 
 # Shares of the training examples.
 KINDS = {"promoted": 0.25, "suppressed": 0.25, "yes_no": 0.25, "choice": 0.25}
@@ -147,7 +147,7 @@ class LogitLens:
         wording = wordings[rng.integers(len(wordings))]
         if kind in ("promoted", "suppressed"):
             tokens = promoted if kind == "promoted" else suppressed
-            answer = token_list(tokens[: self.config.num_asked], SIGNS[kind])
+            answer = token_list(tokens[: self.config.num_asked], MARKS[kind])
             return Question(self.name, kind, phrasing, (wording,), answer)
         usual = self.usual.get((record.site, "promoted" if sign > 0 else "suppressed"))
         up, down = self._pair(promoted, suppressed, usual, rng)
@@ -160,7 +160,7 @@ class LogitLens:
         return Question(self.name, kind, phrasing, _fill(wording, *pair), (up,), ((pair[0],), (pair[1],)))
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
-        """Open questions: the share of the asked tokens that are named (naming more than asked does not help).
+        """Open questions: the share of the asked tokens that are named, with their mark (naming more does not help).
 
         Questions with choices: 1 if the answer is the right choice, else 0.
         """
@@ -183,7 +183,7 @@ class LogitLens:
         end: End = "suppressed" if question.kind == "suppressed" else "promoted"
         usual = self.usual.get((site, end), self.usual[None, end])
         if not question.choices:
-            return token_list(usual.commonest, SIGNS[question.kind])
+            return token_list(usual.commonest, MARKS[question.kind])
         tokens = [piece for piece in question.text if isinstance(piece, int)]
         shares = usual.share(tokens)
         if question.kind == "yes_no":

@@ -31,11 +31,15 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.texts: list[str] = token_texts(tokenizer)
         self.allowed = label_tokens(tokenizer, vocab_size)
+        self._whole = {text: i for i, text in reversed(list(enumerate(self.texts)))}
         self.encode_string = lru_cache(maxsize=4096)(self._encode_string)
         self.newline = self.encode_string("\n")
 
     def _encode_string(self, string: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(string, add_special_tokens=False))
+        ids = tuple(self.tokenizer.encode(string, add_special_tokens=False))
+        if self.show(ids) != string and string in self._whole:
+            return (self._whole[string],)  # the tokenizer puts a space before every text
+        return ids
 
     def encode(self, text: Text) -> list[int]:
         """The text's token ids, without special tokens."""
@@ -63,18 +67,18 @@ class Vocabulary:
         return str(self.tokenizer.decode([*self.newline, *kept], skip_special_tokens=False))[len(guard) :]
 
 
-def token_list(ids: Iterable[int], sign: str = "") -> Text:
-    """The canonical form of a list of tokens: one a line, behind the sign if one is given, leading spaces kept.
+def token_list(ids: Iterable[int], mark: str = "") -> Text:
+    """The canonical form of a list of tokens: one a line, behind the mark if one is given, leading spaces kept.
 
     Tokens of a label are printable, so none holds a line break and the form parses back exactly.
     """
     text: list[str | int] = []
     for i in ids:
         text += ["\n"] if text else []
-        text += [sign, int(i)] if sign else [int(i)]
+        text += [mark, int(i)] if mark else [int(i)]
     return tuple(text)
 
 
 def parse_token_list(answer: str) -> list[str]:
-    """The lines of an answer, in order, each once: tokens, with their sign where they have one."""
+    """The lines of an answer, in order, each once: a token, with its mark where it has one."""
     return list(dict.fromkeys(line for line in answer.split("\n") if line))

@@ -53,7 +53,7 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         self._kinds = [(task, kind) for task in tasks for kind in task.kinds]
         self._shares = np.array([task.kinds[kind] / len(tasks) for task, kind in self._kinds])
         self._lists = [(task, kind) for task in tasks for kind in task.open_kinds]
-        self._one_list = [(task, task.open_kinds[0]) for task in tasks]
+        self._one_list = [(task, kind) for task in tasks for kind in task.open_kinds[:1]]
         self._questions = questions_per_diff
         self._num_first, self._num_one = int(lists_first * num_batches), int(one_list_first * num_batches)
         self._length, self._batch_size, self._seed = num_batches * batch_size, batch_size, seed

@@ -94,7 +94,7 @@ def train_oracle(
         config.one_list_first,
     )
 
-    collate = _collate_shared if _reads_apart(oracle, dataset[0]) else _collate_apart
+    collate = _collate_shared if _reads_apart(oracle, dataset[len(dataset) - 1]) else _collate_apart
     curve = _Curve(oracle, measure, max(1, config.steps // config.evaluations))
     with TemporaryDirectory() as scratch:  # Trainer wants a folder, though nothing is saved on the way
         arguments = _arguments(oracle, config, seed, scratch)

@@ -32,16 +32,23 @@ def test_within_a_line_everything_may_come() -> None:
 
 def test_behind_a_minus_that_begins_a_line_counts_the_token_that_follows() -> None:
     assert banned([MINUS]) == NONE
-    assert banned([MINUS, 3, NEWLINE]) == {3}  # nor may it come without the minus, but another minus may
+    assert banned([MINUS, 3, NEWLINE]) == NONE  # another minus may come
     assert banned([MINUS, 3, NEWLINE, MINUS]) == {3}
     assert banned([MINUS, 3, NEWLINE, MINUS, 4]) == NONE
     assert banned([MINUS, 3, NEWLINE, MINUS, 4, NEWLINE, MINUS]) == {3, 4}
     assert banned([5, NEWLINE, 6, MINUS]) == NONE  # this one stands inside a line
-    assert banned([MINUS, MINUS, NEWLINE, MINUS]) == {MINUS}  # the token "-" itself
+
+
+def test_a_minus_may_be_named_itself() -> None:
+    assert banned([MINUS, NEWLINE]) == {MINUS}  # in a list without marks
+    assert banned([MINUS, NEWLINE, 3, NEWLINE]) == {MINUS, 3}
+    assert banned([MINUS, MINUS, NEWLINE]) == NONE  # behind its mark, where other marks must follow
+    assert banned([MINUS, MINUS, NEWLINE, MINUS]) == {MINUS}
+    assert banned([MINUS, 3, NEWLINE, MINUS, MINUS, NEWLINE, MINUS]) == {MINUS, 3}
 
 
 def test_rows_do_not_know_of_each_other() -> None:
     processor = DistinctLines(NEWLINE, MINUS, prompt_length=1)
-    rows = torch.tensor([[9, 3, NEWLINE], [9, 3, 4], [9, 5, NEWLINE]])
-    infinite = processor(rows, torch.zeros(3, 10)).isinf()
-    assert [row.nonzero().flatten().tolist() for row in infinite] == [[3], [], [5]]
+    rows = [[9, 3, 4, 5, NEWLINE], [9, 3, 4, 5, 6], [9, MINUS, 5, NEWLINE, MINUS], [9, 5, NEWLINE, 6, NEWLINE]]
+    infinite = processor(torch.tensor(rows), torch.zeros(4, 10)).isinf()
+    assert [row.nonzero().flatten().tolist() for row in infinite] == [[3], [], [5], [5, 6]]

@@ -12,6 +12,7 @@ from diff_oracle.oracle import model
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.subject.loading import SubjectConfig
+from diff_oracle.tasks.text import MINUS, token_list
 
 MakePrompts = Callable[[Oracle, int], list[Prompt]]
 
@@ -59,22 +60,24 @@ def test_questions_that_share_a_row_have_the_loss_of_rows_of_their_own(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_no_line_of_a_generated_answer_begins_as_an_earlier_one(
-    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts
+@pytest.mark.parametrize("mark", ["", MINUS])
+def test_no_line_of_a_generated_answer_names_what_an_earlier_one_named(
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, mark: str
 ) -> None:
     oracle, steps = make_oracle(), itertools.count()
-    (newline,) = oracle.vocabulary.newline
+    turns = [[i] for i in oracle.vocabulary.encode((mark,))]  # the mark, then a token, then a line break
+    turns += [[300, 301, 302], list(oracle.vocabulary.newline)]
 
     def prefer(module: nn.Module, args: object, logits: torch.Tensor) -> torch.Tensor:
-        """At a line's beginning always 300, then 301, then 302; a line break behind each."""
-        wanted = [300, 301, 302] if next(steps) % 2 == 0 else [newline]
+        """Of tokens always 300, then 301, then 302."""
+        wanted = turns[next(steps) % len(turns)]
         forced = torch.zeros_like(logits)
         forced[..., wanted] = torch.arange(len(wanted), 0, -1).float()
         return forced
 
     oracle.lm.get_base_model().get_output_embeddings().register_forward_hook(prefer)
-    expected = oracle.vocabulary.show((300, "\n", 301, "\n", 302))
-    assert oracle.generate(make_prompts(oracle, 2), max_new_tokens=5) == [expected] * 2
+    expected = oracle.vocabulary.show(token_list([300, 301, 302], mark))
+    assert oracle.generate(make_prompts(oracle, 2), max_new_tokens=3 * len(turns) - 1) == [expected] * 2
 
 
 def test_a_model_with_a_sliding_window_says_so(make_oracle: Callable[..., Oracle]) -> None:

@@ -92,6 +92,21 @@ def test_questions_share_rows_only_where_they_are_read_apart(monkeypatch: pytest
     assert not sft._reads_apart(oracle, group(oracle))
 
 
+def test_the_check_has_several_questions_though_training_begins_with_one(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+
+    def remember(oracle: Oracle, group: list[Example]) -> bool:
+        checked.append(len(group))
+        return True
+
+    monkeypatch.setattr(sft, "_reads_apart", remember)
+    config = TrainingConfig(steps=2, batch_size=2, one_list_first=0.5, lists_first=0.5, evaluations=1)
+    train_oracle(fresh_oracle(), *data, config, 0, measure=lambda oracle: {})
+    assert checked == [3]
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
