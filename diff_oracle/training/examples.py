@@ -95,8 +95,7 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         return examples
 
     def _draw_kinds(self, batch: int, rng: np.random.Generator) -> list[tuple[Task, str]]:
-        kinds, shares = self._kinds, self._shares
-        if batch < self._num_first:
-            kinds, shares = (self._one_list if batch < self._num_one else self._lists), None
+        lists = self._one_list if batch < self._num_one else self._lists
+        kinds, shares = (lists, None) if batch < self._num_first else (self._kinds, self._shares)
         size = min(self._questions, len(kinds))
         return [kinds[drawn] for drawn in rng.choice(len(kinds), size=size, replace=False, p=shares)]
