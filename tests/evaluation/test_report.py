@@ -23,7 +23,8 @@ def rows(question: str, group: str = "all") -> list[dict[str, object]]:
     return result
 
 
-ROWS = [*rows("promoted"), *rows("promoted, held-out wording"), *rows("promoted", "head"), *rows("choice", "head")]
+HELDOUT = "promoted, held-out wording"
+ROWS = [*rows("promoted"), *rows(HELDOUT), *rows(HELDOUT, "head"), *rows("promoted", "head"), *rows("choice", "head")]
 
 
 def test_lines_of_all_sites_end_with_the_hardest_control() -> None:
@@ -44,13 +45,14 @@ def test_without_a_control_nothing_is_hardest() -> None:
     assert [line[2] for line in table_lines([row("promoted", "all", "matched", 0.8)])] == ["matched"]
 
 
-def test_markdown_has_seen_wordings_and_promoted_by_site() -> None:
+def test_markdown_has_both_wordings_and_promoted_by_site() -> None:
     lines = markdown_table(ROWS).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == list(HEADER)
     assert all(len(line) == len(HEADER) for line in cells)
     assert [line[:3] for line in cells[2:]] == [
         *(["logit_lens: promoted", "all", c] for c in ("matched", "shuffled", "site_prior", "hardest: site_prior")),
+        *([f"logit_lens: {HELDOUT}", "all", c] for c in ("matched", "shuffled", "hardest: site_prior")),
         *(["logit_lens: promoted", "head", c] for c in ("matched", "shuffled")),
     ]
 
