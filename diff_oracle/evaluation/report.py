@@ -67,12 +67,13 @@ def terminal_table(rows: Sequence[Row]) -> Table:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The table for a README: all sites together, held-out wordings shortened; and `promoted` by kind of site."""
-    lines = [line for line in table_lines(rows) if line[1] == "all" or line[0].endswith(": promoted")]
-    lines = [
-        line
-        for line in lines
-        if "held-out" not in line[0] or line[2] in (MATCHED, "shuffled") or line[2].startswith("hardest")
-    ]
+
+    def wanted(question: str, sites: str, control: str) -> bool:
+        if "held-out" in question:
+            return sites == "all" and control.split(":")[0] in (MATCHED, "shuffled", "hardest")
+        return sites == "all" or question.endswith(": promoted")
+
+    lines = [line for line in table_lines(rows) if wanted(*line[:3])]
     text = [" | ".join(cells) for cells in (HEADER, ("---",) * len(HEADER), *lines)]
     return "\n".join(f"| {line} |" for line in text)
 

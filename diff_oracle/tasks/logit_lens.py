@@ -197,8 +197,9 @@ class LogitLens:
 
         Let s be the share of the site's rows that hold a token. The first is drawn with weight 1 − s, the second with
         weight s: over rows, a token is right with weight s (1 − s) and wrong with weight (1 − s) s, so s does not tell
-        which. Where the training rows offer no such pair (a site that they lack), the second comes from the other end
-        of the row's own shift. The token that is the word "no" is never drawn.
+        which; estimated from few rows, it tells a little. Where the training rows offer no such pair (a site that they
+        lack), the second comes from the other end of the row's own shift. The token that is the word "no" is never
+        drawn.
         """
         promoted = [token for token in promoted if token != self._no_id]
         suppressed = [token for token in suppressed if token != self._no_id]
