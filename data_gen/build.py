@@ -16,29 +16,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Bool
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from data_gen import logit_lens
 from data_gen.corpus import CorpusConfig, Document, describe_corpus, iter_documents
+from data_gen.measure import Window, measure
 from diff_oracle.cli import entry_point
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.records import Split, config_hash, is_dataset, schema, split_of, writing
-from diff_oracle.subject.capture import Query, capture
+from diff_oracle.records import config_hash, is_dataset, schema, split_of, writing
 from diff_oracle.subject.lens import label_tokens
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import make_tasks
-from diff_oracle.tasks.base import Task
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-MEASURES = {"logit_lens": logit_lens.measure}
 _WINDOWS_PER_FORWARD = 16
 _FORWARDS_PER_SHARD = 64
 
@@ -108,16 +102,6 @@ class BuildConfig:
     """cpu, cuda, mps, or auto: the first of cuda, mps, cpu that is there."""
 
 
-@dataclass(frozen=True)
-class Window:
-    """A stretch of a document, as the subject sees it."""
-
-    doc_id: str
-    split: Split
-    token_ids: list[int]
-    queries: list[tuple[int, DiffSite]]
-
-
 def build(config: BuildConfig, subject: Subject | None = None) -> Path:
     """Builds the dataset of a config unless it stands already; returns its directory.
 
@@ -152,7 +136,7 @@ def build(config: BuildConfig, subject: Subject | None = None) -> Path:
         with tqdm(source, desc="measuring", unit=" documents", total=min(most, corpus.get("documents", most))) as bar:
             windows = _windows(subject.tokenizer, iter(bar), site_sets, config, counts)
             for num_forwards, batch in enumerate(_batched(windows, _WINDOWS_PER_FORWARD), start=1):
-                for name, values in _measure(subject, batch, tasks, allowed).items():
+                for name, values in measure(subject, batch, tasks, allowed).items():
                     rows.setdefault(name, []).extend(values)
                 if num_forwards % _FORWARDS_PER_SHARD == 0:
                     writer.write_shard(rows)
@@ -198,33 +182,6 @@ def _draw_sites(site_sets: list[list[DiffSite]], config: SitesConfig, rng: np.ra
         sites = site_sets[rng.integers(len(site_sets))]
         drawn[sites[rng.integers(len(sites))]] = None
     return list(drawn)
-
-
-def _measure(
-    subject: Subject, windows: tuple[Window, ...], tasks: list[Task], allowed: Bool[Tensor, "vocab"]
-) -> dict[str, list[Any]]:
-    """One forward pass over right-padded windows; the rows of all their queries."""
-    width = max(len(window.token_ids) for window in windows)
-    token_ids = torch.zeros(len(windows), width, dtype=torch.long, device=subject.device)
-    for row, window in enumerate(windows):
-        token_ids[row, : len(window.token_ids)] = torch.tensor(window.token_ids)
-    queries = [Query(row, p, site) for row, window in enumerate(windows) for p, site in window.queries]
-    captured = capture(subject, token_ids, queries)
-    owners = [windows[query.row] for query in queries]
-    columns: dict[str, list[Any]] = {
-        "doc_id": [w.doc_id for w in owners],
-        "split": [w.split for w in owners],
-        "site": [str(query.site) for query in queries],
-        "position": [query.position for query in queries],
-        "token_ids": [w.token_ids[: query.position + 1] for w, query in zip(owners, queries, strict=True)],
-        "diff": list(captured.diff.cpu().numpy()),
-        "before": list(captured.before.cpu().numpy()),
-        "diff_norm": captured.diff.norm(dim=-1).tolist(),
-        "before_norm": captured.before.norm(dim=-1).tolist(),
-    }
-    for task in tasks:
-        columns |= MEASURES[task.name](subject, captured, allowed, task.config)
-    return columns
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:

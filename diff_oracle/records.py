@@ -37,6 +37,12 @@ CONVENTIONS = {
     "position": "token index in the context; the first token is 0 and is never used",
     "diff": "raw float32, never normalised",
     "logit_lens": "direct logit shift: (diff * gamma / sigma_final) W_U, no bias, no softcap, centred over vocabulary",
+    "attention": "share of each source position <= p in the weight of the site's heads, summed over heads and blocks; "
+    "position 0 is the sink and stands apart; value_weighted: |a_s W_O v_s . w| with w the direction of the head's "
+    "write, pattern: a_s; no label (null) for an MLP",
+    "layer_skip": "the next-token distribution at the position with the diff taken out of the residual, there "
+    "(scope position) or everywhere (scope sequence), and everything behind it run again; probabilities over the whole "
+    "vocabulary, of the tokens that a label may name; kl = KL(base || skipped) in nats; deltas = skipped - base",
 }
 
 LABEL_COLUMNS: dict[str, dict[str, pa.DataType]] = {
@@ -45,6 +51,23 @@ LABEL_COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "promoted_scores": pa.list_(pa.float32()),
         "suppressed_ids": pa.list_(pa.int32()),
         "suppressed_scores": pa.list_(pa.float32()),
+    },
+    "attention": {
+        "attended_positions": pa.list_(pa.int32()),
+        "attended_ids": pa.list_(pa.int32()),
+        "attended_weights": pa.list_(pa.float32()),
+        "sink_weight": pa.float32(),
+    },
+    "layer_skip": {
+        "base_ids": pa.list_(pa.int32()),
+        "base_probs": pa.list_(pa.float32()),
+        "skipped_ids": pa.list_(pa.int32()),
+        "skipped_probs": pa.list_(pa.float32()),
+        "kl": pa.float32(),
+        "gained_ids": pa.list_(pa.int32()),
+        "gained_deltas": pa.list_(pa.float32()),
+        "lost_ids": pa.list_(pa.int32()),
+        "lost_deltas": pa.list_(pa.float32()),
     },
 }
 
