@@ -19,7 +19,8 @@ from data_gen.logit_lens import measure
 from diff_oracle.cli import compose
 from diff_oracle.provenance import provenance
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.subject.capture import Captured, Query, capture
+from diff_oracle.subject.capture import Captured, capture
+from diff_oracle.subject.forward import Query
 from diff_oracle.subject.lens import label_tokens
 from diff_oracle.subject.loading import load_hf_model, pick_device
 from diff_oracle.subject.model import Subject

@@ -19,6 +19,11 @@ def random_loaded(architecture: str = "llama", seed: int = 0, **overrides: objec
     return LoadedModel(model, tokenizer, identify(f"random-{architecture}", model, tokenizer, "float32"))
 
 
+def bundled_loaded() -> LoadedModel:
+    """The bundled model."""
+    return load_hf_model(SubjectConfig())
+
+
 def random_subject(architecture: str = "llama", seed: int = 0, **overrides: object) -> Subject:
     """A subject on a tiny random model; `overrides` go into its config."""
     return Subject(random_loaded(architecture, seed, **overrides))

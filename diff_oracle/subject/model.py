@@ -49,10 +49,16 @@ class Norm:
         return (self.centre(x).square().mean(-1) + self.eps).sqrt()
 
     def frozen(
-        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*batch"]
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*#batch"]
     ) -> Float[Tensor, "*batch d_model"]:
         """The linear part of the norm with its denominator held at `scale`: additive in x."""
         return self.centre(x) / scale[..., None] * self.gamma
+
+    def frozen_adjoint(
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The transpose of `frozen`, with which frozen(a) · x = a · (what this gives)."""
+        return self.centre(x / scale[..., None] * self.gamma)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The whole norm."""

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diff_oracle.subject.capture import Query, attention_bias_write, capture
+from diff_oracle.subject.capture import attention_bias_write, capture
+from diff_oracle.subject.forward import Query
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from tests.helpers import ARCHITECTURES, random_loaded, random_subject, random_tokens, relative_error

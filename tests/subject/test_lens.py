@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from diff_oracle.subject.capture import Query, capture
+from diff_oracle.subject.capture import capture
+from diff_oracle.subject.forward import Query
 from diff_oracle.subject.lens import (
     direct_logit_shift,
     label_tokens,

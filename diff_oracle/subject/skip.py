@@ -1,0 +1,242 @@
+"""What the model would do without a diff: the update taken out of the residual, and everything behind it run again.
+
+With scope `position` the update is missing at one position only. What came before is then as it was, so all skips of a
+batch run as extra tokens behind it (`_branches`): each stands at its own position, sees the keys and values of the
+positions before it and itself, never its neighbours, and its row of the attention mask is the one that its position had
+in the run, so a sliding window stays exact. One branch of every pass skips nothing and must give what the run gave;
+where it does not, the architecture keeps more than keys and values, and every skip is a run of its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from diff_oracle.subject.forward import Forward, Prefix, last_hook
+from diff_oracle.subject.model import Subject
+from diff_oracle.subject.sites import DiffSite
+
+Scope = Literal["position", "sequence"]
+Where = tuple[Int[Tensor, "place"], ...]
+"""Index into the first axes of an activation: (rows, columns), or (rows,) for all of their positions."""
+
+# What bounds the memory of a pass, beside the weights.
+_TOKENS = 4096
+_SCORE_BYTES = 2**28
+_BRANCHES = 128  # of one row in one pass
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+@torch.no_grad()
+def skip(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
+    """The residual that the final norm reads at each query's position, with the query's update removed.
+
+    Args:
+        run: A pass with `prefix=True` (for scope `sequence` it need not have it).
+        scope: Remove the update at the query's `position` only, or in the whole `sequence`.
+    """
+    if scope == "sequence":
+        return _reruns(run, scope)
+    residuals = None if run.prefix is None else _branches(run, run.prefix)
+    if residuals is None:
+        warnings.warn(
+            f"{run.subject.identity.name} ({run.subject.identity.architecture}) has no cache that skips could share: "
+            "each skip runs its text anew, which is many times slower",
+            stacklevel=2,
+        )
+        return _reruns(run, scope)
+    return residuals
+
+
+def _branches(run: Forward, prefix: Prefix) -> Float[Tensor, "query d_model"] | None:
+    """Scope `position`, all skips of a row in one decode step; None where the branch without a skip goes astray."""
+    subject = run.subject
+    control = len(run.queries)  # the number of the branch that skips nothing, at the last place
+    sites: list[DiffSite | None] = [*(query.site for query in run.queries), None]
+    place = torch.cat([run.place, run.positions.argmax(0, keepdim=True)])
+    by_row: dict[int, list[int]] = defaultdict(list)
+    for i, row in enumerate(run.rows[place].tolist()):
+        by_row[row].append(i)
+    pieces = [
+        (row, branches[start : start + _BRANCHES])
+        for row, branches in by_row.items()
+        for start in range(0, len(branches), _BRANCHES)
+    ]
+    residuals = torch.empty(len(place), subject.d_model, device=subject.device)
+    width = max(len(branches) for _, branches in pieces)
+    score_bytes = 4 * subject.n_heads * width * (run.token_ids.shape[1] + width)
+    at_once = max(1, min(_TOKENS // width, _SCORE_BYTES // score_bytes))
+    for start in range(0, len(pieces), at_once):
+        batch = pieces[start : start + at_once]
+        rows = torch.tensor([row for row, _ in batch], device=subject.device)
+        # A shorter piece is filled up with its first branch; what that computes is not read.
+        branch = torch.tensor([b + b[:1] * (width - len(b)) for _, b in batch], device=subject.device)
+        real = [(i, j, b) for i, (_, branches) in enumerate(batch) for j, b in enumerate(branches)]
+        where: dict[DiffSite, list[tuple[int, int]]] = defaultdict(list)
+        for i, j, b in real:
+            if (site := sites[b]) is not None:
+                where[site].append((i, j))
+        final = _decode(run, prefix, rows, run.positions[place[branch]], _index(where, subject))
+        i, j, b = torch.tensor(real, device=subject.device).T
+        residuals[b] = final[i, j]
+    expected = run.final[place[control]]
+    error = float((residuals[control] - expected).norm() / expected.norm())
+    return residuals[:control] if error <= _TOLERANCE[subject.hf_model.dtype] else None
+
+
+def _decode(
+    run: Forward, prefix: Prefix, rows: Int[Tensor, "piece"], positions: Int[Tensor, "piece branch"], where: Any
+) -> Float[Tensor, "piece branch d_model"]:
+    """The last residual of tokens that each continue a row's text up to their own position."""
+    cache = _SharedPrefix(prefix, rows)
+    tokens = run.token_ids[rows[:, None], positions]
+    with _masks(run.subject, _branch_masks(prefix, rows, positions)):
+        return _final_residual(
+            run.subject, where, input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+
+
+class _SharedPrefix(DynamicCache):
+    """Keys and values of a run, to be read by later tokens; what those add is not kept."""
+
+    def __init__(self, prefix: Prefix, rows: Int[Tensor, "piece"]) -> None:
+        super().__init__()
+        self._prefix, self._rows = prefix, rows
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._prefix.keys[layer_idx].shape[2]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self._prefix.keys[layer_idx][self._rows], self._prefix.values[layer_idx][self._rows]
+        return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
+
+
+def _branch_masks(
+    prefix: Prefix, rows: Int[Tensor, "piece"], positions: Int[Tensor, "piece branch"]
+) -> list[Float[Tensor, "piece head branch key"]]:
+    """Each block's mask: the prefix as the branch's position saw it, but for that position, and the branch itself."""
+    made: dict[int, Tensor] = {}
+    width = positions.shape[1]
+    for mask in prefix.masks:
+        if id(mask) in made:
+            continue
+        blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        free = True if mask.dtype == torch.bool else 0.0
+        seen = mask.expand(prefix.keys[0].shape[0], -1, -1, -1)[rows[:, None], :, positions].transpose(1, 2)
+        seen = seen.scatter(-1, positions[:, None, :, None].expand(-1, seen.shape[1], -1, 1), blocked)
+        own = torch.full((width, width), blocked, dtype=mask.dtype, device=mask.device).fill_diagonal_(free)
+        made[id(mask)] = torch.cat([seen, own.expand(*seen.shape[:3], -1)], dim=-1)
+    return [made[id(mask)] for mask in prefix.masks]
+
+
+@contextmanager
+def _masks(subject: Subject, masks: Sequence[Tensor]) -> Iterator[None]:
+    """Puts masks in place of those that the model makes."""
+    handles = [
+        subject.bridge.blocks[layer].attn.register_forward_pre_hook(
+            lambda module, args, kwargs, mask=mask: (args, kwargs | {"attention_mask": mask}), with_kwargs=True
+        )
+        for layer, mask in enumerate(masks)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reruns(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
+    """Every skip a run of its own, a few at once."""
+    subject, width = run.subject, int(run.positions.max()) + 1
+    # In scope `sequence` one run serves all positions of its row.
+    jobs: dict[tuple[int, int | None, DiffSite], list[int]] = defaultdict(list)
+    for i, query in enumerate(run.queries):
+        jobs[query.row, query.position if scope == "position" else None, query.site].append(i)
+    residuals = torch.empty(len(run.queries), subject.d_model, device=subject.device)
+    score_bytes = 4 * subject.n_heads * width**2
+    at_once = max(1, min(_TOKENS // width, _SCORE_BYTES // score_bytes))
+    keys = list(jobs)
+    for start in range(0, len(keys), at_once):
+        batch = keys[start : start + at_once]
+        where: dict[DiffSite, list[tuple[int, ...]]] = defaultdict(list)
+        for i, (_, position, site) in enumerate(batch):
+            where[site].append((i,) if position is None else (i, position))
+        rows = torch.tensor([row for row, _, _ in batch], device=subject.device)
+        final = _final_residual(subject, _index(where, subject), input_ids=run.token_ids[rows, :width], use_cache=False)
+        for i, key in enumerate(batch):
+            residuals[jobs[key]] = final[i, [run.queries[n].position for n in jobs[key]]]
+    return residuals
+
+
+def _final_residual(subject: Subject, where: dict[DiffSite, Where], **inputs: Any) -> Float[Tensor, "row pos d_model"]:
+    """The residual behind the last block, of a pass in which updates are removed."""
+    seen: list[Tensor] = []
+    fwd_hooks = [hook for site, at in where.items() for hook in _removal(subject, site, at)]
+    fwd_hooks.append((last_hook(subject), lambda value, hook: seen.append(value.float())))
+    with subject.bridge.hooks(fwd_hooks=fwd_hooks):
+        subject.hf_model.base_model(**inputs)
+    return seen[0]
+
+
+def _removal(subject: Subject, site: DiffSite, at: Where) -> list[tuple[str, Any]]:
+    """Hooks that take out what a site adds to the residual at `at`, and nothing else."""
+    block, held = f"blocks.{site.layer}", {}
+
+    def hold(value: Tensor, hook: object, name: str) -> None:
+        held[name] = value[at].clone()
+
+    def restore(value: Tensor, hook: object) -> Tensor:
+        value[at] = held["pre"]
+        return value
+
+    def silence(value: Tensor, hook: object) -> Tensor:
+        value[at] = 0
+        return value
+
+    if site.kind in ("layer", "span"):
+        return [
+            (f"{block}.hook_resid_pre", lambda value, hook: hold(value, hook, "pre")),
+            (f"blocks.{site.last_layer}.hook_resid_post", restore),
+        ]
+    if site.kind in ("attn", "mlp"):
+        return [(f"{block}.hook_{site.kind}_out", silence)]
+    norm = subject.attn_post_norm(site.layer)
+
+    def silence_head(value: Tensor, hook: object) -> Tensor:
+        value.view(*value.shape[:2], subject.n_heads, -1)[..., site.head, :][at] = 0
+        return value
+
+    if norm is None:
+        return [(f"{block}.attn.hook_z", silence_head)]
+
+    def subtract(value: Tensor, hook: object) -> Tensor:
+        # Silencing z would change the norm's denominator, too, and with it what the other heads add.
+        z = held["z"].float().reshape(*held["z"].shape[: len(held["raw"].shape) - 1], subject.n_heads, -1)
+        write = z[..., site.head, :] @ subject.W_O(site.layer)[site.head]
+        raw = held["raw"].float()
+        value[at] = (value[at].float() - norm.frozen(write, norm.scale(raw))).to(value.dtype)
+        return value
+
+    return [
+        (f"{block}.attn.hook_z", lambda value, hook: hold(value, hook, "z")),
+        (f"{block}.ln1_post.hook_in", lambda value, hook: hold(value, hook, "raw")),
+        (f"{block}.hook_attn_out", subtract),
+    ]
+
+
+def _index(where: dict[DiffSite, Any], subject: Subject) -> dict[DiffSite, Where]:
+    """Lists of index tuples as tensors."""
+    return {site: tuple(torch.tensor(places, device=subject.device).T) for site, places in where.items()}

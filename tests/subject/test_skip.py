@@ -1,0 +1,107 @@
+import warnings
+
+import pytest
+import torch
+
+from diff_oracle.subject import skip as skip_module
+from diff_oracle.subject.forward import Query, forward
+from diff_oracle.subject.model import Subject
+from diff_oracle.subject.sites import DiffSite, expand_sites
+from diff_oracle.subject.skip import Scope, skip
+from tests.helpers import ARCHITECTURES, bundled_loaded, random_loaded, random_subject, random_tokens, relative_error
+from tests.subject.reference import reference_skip
+
+ALL = ["layers", "components", "heads", "spans"]
+PLACES = [(0, 9), (1, 9), (1, 22)]
+VARIANTS = [*((name, {}) for name in ARCHITECTURES), ("gpt_neox", {"use_parallel_residual": False}), ("tiny", {})]
+
+
+@pytest.mark.parametrize("scope", ["position", "sequence"])
+@pytest.mark.parametrize(("architecture", "overrides"), VARIANTS)
+def test_every_skip_equals_a_full_run_with_plain_transformers(architecture: str, overrides: dict, scope: Scope) -> None:
+    token_ids = random_tokens()  # longer than Gemma's window of 8
+    load = bundled_loaded if architecture == "tiny" else lambda: random_loaded(architecture, **overrides)
+    layout = "llama" if architecture == "tiny" else architecture
+    plain, subject = load().model, Subject(load())
+    sites = expand_sites(ALL, subject.n_layers, subject.n_heads)
+    queries = [Query(row, position, site) for row, position in PLACES for site in sites]
+    run = forward(subject, token_ids, queries, prefix=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the fast way was taken
+        probs = subject.unembed(skip(run, scope)).softmax(-1)
+    base = subject.unembed(run.final).softmax(-1)[run.place]
+    slow = {}
+    changed = 0
+    for i, query in enumerate(queries):
+        position = query.position if scope == "position" else None
+        key = (str(query.site), position)
+        if key not in slow:
+            # GPT-NeoX with sequential blocks: what its MLP reads follows its attention.
+            slow[key] = reference_skip(plain, layout, token_ids, *key)
+        expected = slow[key][query.row, query.position].softmax(-1)
+        torch.testing.assert_close(probs[i], expected, rtol=0, atol=1e-4)
+        kl = (base[i] * (base[i].log() - probs[i].log())).sum()
+        expected_kl = (base[i] * (base[i].log() - expected.log())).sum()
+        assert kl == pytest.approx(expected_kl.item(), abs=1e-4, rel=1e-3)
+        changed += float(kl) > 1e-2
+    assert changed > len(queries) / 4  # there was something to get wrong
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_many_small_passes_equal_one(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, token_ids = random_subject(architecture), random_tokens(3)
+    sites = expand_sites(ALL, subject.n_layers, subject.n_heads)
+    queries = [Query(row, p, site) for row, p in [(2, 9), (0, 21), (0, 8), (2, 23)] for site in sites[:: row + 1]]
+    run = forward(subject, token_ids, queries, prefix=True)
+    expected = skip(run, "position")
+    monkeypatch.setattr(skip_module, "_TOKENS", 10)
+    monkeypatch.setattr(skip_module, "_BRANCHES", 7)
+    assert relative_error(skip(run, "position"), expected) < 1e-4
+
+
+def test_order_and_repeats_do_not_matter() -> None:
+    subject, token_ids = random_subject(), random_tokens()
+    sites = expand_sites(ALL, subject.n_layers, subject.n_heads)
+    queries = [Query(row, position, site) for row, position in PLACES for site in sites]
+    order = [*reversed(range(len(queries))), 3, 3]
+    for scope in ("position", "sequence"):
+        straight = skip(forward(subject, token_ids, queries, prefix=True), scope)
+        shuffled = skip(forward(subject, token_ids, [queries[i] for i in order], prefix=True), scope)
+        assert relative_error(shuffled, straight[order]) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_without_a_usable_cache_every_skip_runs_anew_and_says_so(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, token_ids = random_subject(architecture), random_tokens()
+    sites = expand_sites(ALL, subject.n_layers, subject.n_heads)
+    queries = [Query(row, position, site) for row, position in PLACES for site in sites]
+    expected = skip(forward(subject, token_ids, queries, prefix=True), "position")
+    with pytest.warns(UserWarning, match="no cache that skips could share"):
+        slow = skip(forward(subject, token_ids, queries), "position")
+    assert relative_error(slow, expected) < 1e-4
+    # A cache that does not hold all that a later token depends on: the branch that skips nothing tells.
+    run = forward(subject, token_ids, queries, prefix=True)
+    assert run.prefix is not None
+    run.prefix.values[1][:] += 0.5
+    with pytest.warns(UserWarning, match="no cache that skips could share"):
+        slow = skip(run, "position")
+    assert relative_error(slow, expected) < 1e-4
+
+
+def test_nothing_is_left_behind() -> None:
+    subject, token_ids = random_subject(), random_tokens()
+    queries = [Query(0, 9, DiffSite("layer", 1)), Query(1, 12, DiffSite("head", 2, head=1))]
+    before = subject.hf_model(input_ids=token_ids).logits
+    run = forward(subject, token_ids, queries, prefix=True)
+    for scope in ("position", "sequence"):
+        skip(run, scope)
+    assert not [name for name, hook in subject.bridge.hook_dict.items() if hook.fwd_hooks]
+    assert torch.equal(subject.hf_model(input_ids=token_ids).logits, before)
+
+
+def test_the_last_layer_s_skip_leaves_what_it_was_added_to() -> None:
+    subject, token_ids = random_subject(), random_tokens()
+    run = forward(subject, token_ids, [Query(0, 9, DiffSite("layer", 3))], prefix=True)
+    torch.testing.assert_close(skip(run, "position"), run.kept["blocks.3.hook_resid_pre"])
