@@ -69,8 +69,11 @@ def test_wrong_settings(refused: Refused, override: str, said: str) -> None:
 
 
 def test_unknown_and_missing_tasks_are_answered_with_the_list(refused: Refused) -> None:
-    assert refused("data_dir=data") == "error: no task: add +task=NAME (choose from logit_lens)"
-    assert refused("+task=rhyme", "data_dir=data") == "error: unknown task 'rhyme': choose from logit_lens"
+    assert refused("data_dir=data") == "error: no task: add +task=NAME (choose from logit_lens, attention, layer_skip)"
+    assert (
+        refused("+task=rhyme", "data_dir=data")
+        == "error: unknown task 'rhyme': choose from logit_lens, attention, layer_skip"
+    )
 
 
 def test_text_that_cannot_be_used(refused: Refused, tmp_path: Path) -> None:

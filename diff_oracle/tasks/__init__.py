@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from diff_oracle.tasks.attention import Attention, AttentionConfig
 from diff_oracle.tasks.base import Question, Task
+from diff_oracle.tasks.layer_skip import LayerSkip, LayerSkipConfig
 from diff_oracle.tasks.logit_lens import LogitLens, LogitLensConfig
 from diff_oracle.tasks.text import Text, Vocabulary
 
-TASKS: dict[str, tuple[type[Any], type[Any]]] = {"logit_lens": (LogitLens, LogitLensConfig)}
+TASKS: dict[str, tuple[type[Any], type[Any]]] = {
+    "logit_lens": (LogitLens, LogitLensConfig),
+    "attention": (Attention, AttentionConfig),
+    "layer_skip": (LayerSkip, LayerSkipConfig),
+}
 """Name -> (task, its config)."""
 
 

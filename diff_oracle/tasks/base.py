@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool
 
-from diff_oracle.records import Record, RecordSet
+from diff_oracle.records import LABEL_COLUMNS, Record, RecordSet
 from diff_oracle.tasks.text import Text, Vocabulary
 
 Phrasing = Literal["seen", "heldout"]
@@ -37,6 +38,8 @@ class Task(Protocol):
     """Kinds of question, each with its share of the training examples."""
     open_kinds: Sequence[str]
     """The kinds answered with a list: what training begins with, the first one alone where `one_list_first` asks."""
+    signed: bool
+    """Whether −diff has an answer too: the same labels with their ends swapped."""
     config: Any
     """A dataclass; its fields are the keys of conf/task/NAME.yaml."""
 
@@ -44,10 +47,25 @@ class Task(Protocol):
         """Learns from the training rows what each site usually does; before anything is asked."""
         ...
 
+    def kinds_for(self, record: Record) -> Sequence[str]:
+        """The kinds that can be asked of a record: some have no label, or none that answers a kind."""
+        ...
+
+    def askable(self, records: RecordSet) -> Bool[np.ndarray, "row kind"]:
+        """`kinds_for` of every row, in the order of `kinds`."""
+        ...
+
+    def top_answer(self, labels: Mapping[str, Any]) -> int | str | None:
+        """A row's headline: the id of one token, or the words that stand where no token does; None without a label.
+
+        Needs no `fit`.
+        """
+        ...
+
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
     ) -> Question:
-        """A question of a kind about `sign` times the record's diff."""
+        """A question of a kind about `sign` times the record's diff; the kind is one of `kinds_for`."""
         ...
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
@@ -57,3 +75,62 @@ class Task(Protocol):
     def prior_answer(self, site: str, question: Question) -> Text:
         """The best answer that knows the site and the training rows but not the diff."""
         ...
+
+
+def check_kind(kind: str, kinds: Mapping[str, float]) -> None:
+    """Makes sure that a task has a kind of question.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if kind not in kinds:
+        raise ValueError(f"unknown question kind {kind!r}: choose from {', '.join(kinds)}")
+
+
+def check_askable(task: str, record: Record, kind: str, possible: Sequence[str], sign: int) -> None:
+    """Makes sure that the labels of an unsigned task answer a question.
+
+    Raises:
+        ValueError: The record cannot be asked the kind, or the question is about −diff.
+    """
+    if sign != 1:
+        raise ValueError(f"labels of {task} say nothing about -diff, got sign {sign}: ask with sign=1")
+    if kind not in possible:
+        raise ValueError(
+            f"{task} cannot ask {kind!r} of this record of {record.site}: "
+            f"its labels answer {', '.join(possible) or 'nothing'}"
+        )
+
+
+def label(labels: Mapping[str, Any], task: str, name: str) -> Any:
+    """A row's label.
+
+    Raises:
+        ValueError: The dataset was not measured for the task.
+    """
+    if name not in labels:
+        raise ValueError(
+            f"the record has no {name}: its dataset was not measured for {task}, build it with +task={task}"
+        )
+    return labels[name]
+
+
+def label_column(records: RecordSet, task: str, name: str) -> Any:
+    """A whole column of labels, as numpy.
+
+    Raises:
+        ValueError: The dataset was not measured for the task.
+    """
+    try:
+        return records.column(name)
+    except ValueError as error:
+        raise ValueError(
+            f"the dataset has no {name}: it was not measured for {task}, build it with +task={task}"
+        ) from error
+
+
+def label_rows(records: RecordSet, task: str) -> Iterator[dict[str, Any]]:
+    """Every row's labels, read without the vectors."""
+    columns = {name: label_column(records, task, name) for name in LABEL_COLUMNS[task]}
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))

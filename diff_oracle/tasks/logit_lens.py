@@ -3,26 +3,26 @@
 Four kinds of question. `promoted` and `suppressed` ask for the tokens whose logits the diff moves most up or down,
 those that go down each behind a minus (`MARKS`); `yes_no` and `choice` ask whether, or which, token is among the k that
 go up most. The token that is not is one that the same site often raises in other rows, drawn so that knowing the site
-does not help (`LogitLens._pair`). Yes is said by repeating the token: the unembedding then compares it with the diff,
+does not help (`draw_pair`). Yes is said by repeating the token: the unembedding then compares it with the diff,
 as it does for a list, where the word "yes" would need that comparison within the network. The labels of −diff are
 those of diff with the ends swapped, so every diff gives a second, sign-flipped pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool
 
 from diff_oracle.records import Record, RecordSet
-from diff_oracle.tasks.base import Phrasing, Question
+from diff_oracle.tasks.base import Phrasing, Question, check_kind, label, label_column
 from diff_oracle.tasks.text import MINUS, Text, Vocabulary, parse_token_list, token_list
+from diff_oracle.tasks.usual import NO, Usual, draw_pair, draw_wording, pair_prior, pair_question
 
-NO = "no"
 End = Literal["promoted", "suppressed"]
 
 # {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
@@ -77,31 +77,6 @@ class LogitLensConfig:
             raise ValueError(f"tasks.logit_lens.num_asked must be 1…k = {self.k}, got {self.num_asked}")
 
 
-@dataclass(frozen=True)
-class Usual:
-    """What the training rows of a site hold at one end."""
-
-    commonest: tuple[int, ...]
-    """The best constant answer to an open question: the tokens oftenest among a row's first `num_asked`."""
-    tokens: Int[np.ndarray, "token"]
-    """Every token among the k of some row, in ascending order."""
-    shares: Float[np.ndarray, "token"]
-    """The share of rows whose k tokens hold it."""
-
-    @classmethod
-    def of(cls, lists: Int[np.ndarray, "row k"], num_asked: int) -> Usual:
-        """Counts rows' token lists."""
-        tokens, counts = np.unique(lists, return_counts=True)
-        asked, often = np.unique(lists[:, :num_asked], return_counts=True)
-        best = asked[np.argsort(-often, kind="stable")[:num_asked]]
-        return cls(tuple(best.tolist()), tokens, counts / len(lists))
-
-    def share(self, wanted: Sequence[int]) -> Float[np.ndarray, "wanted"]:
-        """The share of rows whose k tokens hold each wanted token."""
-        place = np.minimum(np.searchsorted(self.tokens, wanted), len(self.tokens) - 1)
-        return np.where(self.tokens[place] == np.asarray(wanted), self.shares[place], 0.0)
-
-
 @dataclass
 class LogitLens:
     """Questions on the direct logit shift, and their scores.
@@ -116,6 +91,7 @@ class LogitLens:
     name = "logit_lens"
     kinds = MappingProxyType(KINDS)
     open_kinds = ("promoted", "suppressed")
+    signed = True
 
     def fit(self, records: RecordSet, vocabulary: Vocabulary) -> None:
         """Learns from the training rows what each site usually does."""
@@ -124,10 +100,22 @@ class LogitLens:
         sites = np.array(records.sites)
         ends: tuple[End, End] = ("promoted", "suppressed")
         for end in ends:
-            lists = np.stack(list(records.column(f"{end}_ids")))
-            self.usual[None, end] = Usual.of(lists, self.config.num_asked)
+            lists = np.stack(list(label_column(records, self.name, f"{end}_ids")))
+            self.usual[None, end] = Usual.of(list(lists), self.config.num_asked)
             for site in np.unique(sites):
-                self.usual[str(site), end] = Usual.of(lists[sites == site], self.config.num_asked)
+                self.usual[str(site), end] = Usual.of(list(lists[sites == site]), self.config.num_asked)
+
+    def kinds_for(self, record: Record) -> Sequence[str]:
+        """Every kind: all sites have a direct logit shift."""
+        return tuple(self.kinds)
+
+    def askable(self, records: RecordSet) -> Bool[np.ndarray, "row kind"]:
+        """Every kind of every row."""
+        return np.ones((len(records), len(self.kinds)), dtype=bool)
+
+    def top_answer(self, labels: Mapping[str, Any]) -> int | str | None:
+        """The token that the diff raises most."""
+        return int(label(labels, self.name, "promoted_ids")[0])
 
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
@@ -135,29 +123,20 @@ class LogitLens:
         """A question of a kind about `sign` times the record's diff.
 
         Raises:
-            ValueError: The kind is unknown.
+            ValueError: The kind is unknown, or the record was not measured for this task.
             RuntimeError: `fit` was not called.
         """
-        if kind not in self.kinds:
-            raise ValueError(f"unknown question kind {kind!r}: choose from {', '.join(self.kinds)}")
+        check_kind(kind, self.kinds)
         self._check_fitted()
-        ends = record.labels["promoted_ids"].tolist(), record.labels["suppressed_ids"].tolist()
+        ends = [label(record.labels, self.name, f"{end}_ids").tolist() for end in ("promoted", "suppressed")]
         promoted, suppressed = ends if sign > 0 else ends[::-1]
-        wordings = PHRASINGS[kind][phrasing]
-        wording = wordings[rng.integers(len(wordings))]
+        wording = draw_wording(PHRASINGS[kind][phrasing], rng)
         if kind in ("promoted", "suppressed"):
             tokens = promoted if kind == "promoted" else suppressed
             answer = token_list(tokens[: self.config.num_asked], MARKS[kind])
             return Question(self.name, kind, phrasing, (wording,), answer)
         usual = self.usual.get((record.site, "promoted" if sign > 0 else "suppressed"))
-        up, down = self._pair(promoted, suppressed, usual, rng)
-        first_is_up = bool(rng.integers(2))
-        if kind == "yes_no":
-            token = up if first_is_up else down
-            answer = (token,) if first_is_up else (NO,)
-            return Question(self.name, kind, phrasing, _fill(wording, token), answer, ((token,), (NO,)))
-        pair = (up, down) if first_is_up else (down, up)
-        return Question(self.name, kind, phrasing, _fill(wording, *pair), (up,), ((pair[0],), (pair[1],)))
+        return pair_question(self.name, kind, phrasing, wording, self._pair(promoted, suppressed, usual, rng), rng)
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
         """Open questions: the share of the asked tokens that are named, with their mark (naming more does not help).
@@ -184,44 +163,21 @@ class LogitLens:
         usual = self.usual.get((site, end), self.usual[None, end])
         if not question.choices:
             return token_list(usual.commonest, MARKS[question.kind])
-        tokens = [piece for piece in question.text if isinstance(piece, int)]
-        shares = usual.share(tokens)
-        if question.kind == "yes_no":
-            return (tokens[0] if shares[0] > 0.5 else NO,)
-        return (tokens[int(shares.argmax())],)
+        return pair_prior(question, usual)
 
     def _pair(
         self, promoted: Sequence[int], suppressed: Sequence[int], usual: Usual | None, rng: np.random.Generator
     ) -> tuple[int, int]:
         """A token of the row's k, and one outside them that the site often has there.
 
-        Let s be the share of the site's rows that hold a token. The first is drawn with weight 1 − s, the second with
-        weight s: over rows, a token is right with weight s (1 − s) and wrong with weight (1 − s) s, so s does not tell
-        which; estimated from few rows, it tells a little. Where the training rows offer no such pair (a site that they
-        lack), the second comes from the other end of the row's own shift. The token that is the word "no" is never
-        drawn.
+        Where the training rows offer no such pair (a site that they lack), the second comes from the other end of the
+        row's own shift. The token that is the word "no" is never drawn.
         """
         promoted = [token for token in promoted if token != self._no_id]
         suppressed = [token for token in suppressed if token != self._no_id]
-        if usual is not None:
-            shares = usual.share(promoted)
-            # A token that the site never had could only be right, never wrong: it is not asked.
-            right = np.where(shares > 0, 1 - shares, 0.0)
-            wrong = np.where(np.isin(usual.tokens, [*promoted, self._no_id]), 0.0, usual.shares)
-            if right.any() and wrong.any():
-                up = rng.choice(promoted, p=right / right.sum())
-                return int(up), int(rng.choice(usual.tokens, p=wrong / wrong.sum()))
-        return int(rng.choice(promoted)), int(rng.choice(suppressed))
+        pair = draw_pair(promoted, usual, rng, barred=[self._no_id])
+        return pair or (int(rng.choice(promoted)), int(rng.choice(suppressed)))
 
     def _check_fitted(self) -> None:
         if not self.usual:
             raise RuntimeError(f"task {self.name} knows no site yet: call task.fit(dataset.split('train')) first")
-
-
-def _fill(wording: str, *tokens: int) -> Text:
-    """The wording with its {0} and {1} replaced by token ids."""
-    text: list[str | int] = [wording]
-    for index, token in enumerate(tokens):
-        before, after = str(text[-1]).split(f"{{{index}}}")
-        text[-1:] = [before, token, after]
-    return tuple(text)

@@ -1,0 +1,150 @@
+"""What a site usually does, and questions that knowing it does not answer. Shared by the tasks.
+
+A question about one token of two wants a wrong token that is as plausible as the right one. `draw_pair` draws both by
+how often the site's training rows hold them, so that this alone does not tell which is which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from diff_oracle.tasks.base import Phrasing, Question
+from diff_oracle.tasks.text import Text, parse_token_list
+
+NO = "no"
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What the training rows of a site hold."""
+
+    commonest: tuple[int, ...]
+    """The tokens oftenest among a row's first `num_asked`."""
+    tokens: Int[np.ndarray, "token"]
+    """Every token of some row, in ascending order."""
+    shares: Float[np.ndarray, "token"]
+    """The share of rows that hold it, among those that could."""
+
+    @classmethod
+    def of(
+        cls,
+        lists: Sequence[Int[np.ndarray, "_"]],
+        num_asked: int,
+        contexts: Sequence[Int[np.ndarray, "_"]] | None = None,
+    ) -> Usual:
+        """Counts rows' token lists; where a row can only hold tokens of its context, `contexts` has them, each once."""
+        none = np.empty(0, dtype=np.int64)
+        tokens, counts = np.unique(np.concatenate([none, *lists]), return_counts=True)
+        asked, often = np.unique(np.concatenate([none, *(row[:num_asked] for row in lists)]), return_counts=True)
+        best = asked[np.argsort(-often, kind="stable")[:num_asked]]
+        chances: int | Int[np.ndarray, "token"] = len(lists)
+        if contexts is not None:
+            seen, times = np.unique(np.concatenate([none, *contexts]), return_counts=True)
+            chances = times[np.searchsorted(seen, tokens)]
+        return cls(tuple(best.tolist()), tokens, counts / chances)
+
+    def share(self, wanted: Sequence[int] | Int[np.ndarray, "wanted"]) -> Float[np.ndarray, "wanted"]:
+        """The share of rows that hold each wanted token, among those that could."""
+        if not len(self.tokens):
+            return np.zeros(len(wanted))
+        place = np.minimum(np.searchsorted(self.tokens, wanted), len(self.tokens) - 1)
+        return np.where(self.tokens[place] == np.asarray(wanted), self.shares[place], 0.0)
+
+
+def draw_pair(
+    right: Sequence[int],
+    usual: Usual | None,
+    rng: np.random.Generator,
+    barred: Sequence[int] = (),
+    among: Sequence[int] | None = None,
+) -> tuple[int, int] | None:
+    """One of the `right` tokens, and another that the site often has; None where the training rows offer no such pair.
+
+    Let s be the share of the site's rows that hold a token. The first is drawn with weight 1 − s, the second with
+    weight s: over rows, a token is right with weight s (1 − s) and wrong with weight (1 − s) s, so s does not tell
+    which; estimated from few rows, it tells a little.
+
+    Args:
+        right: What the row holds.
+        usual: What the site's training rows hold; None for a site that they lack.
+        rng: Where draws come from.
+        barred: Tokens that may not be the second.
+        among: What the second is drawn from; by default all that the site's rows hold.
+    """
+    if usual is None or not len(right):
+        return None
+    shares = usual.share(right)
+    # A token that the site never had could only be right, never wrong: it is not asked.
+    first = np.where(shares > 0, 1 - shares, 0.0)
+    others, weights = (usual.tokens, usual.shares) if among is None else (np.asarray(among), usual.share(among))
+    second = np.where(np.isin(others, [*right, *barred]), 0.0, weights)
+    if not (first.any() and second.any()):
+        return None
+    drawn = rng.choice(right, p=first / first.sum())
+    return int(drawn), int(rng.choice(others, p=second / second.sum()))
+
+
+def pair_question(
+    task: str, kind: str, phrasing: Phrasing, wording: str, pair: tuple[int, int], rng: np.random.Generator
+) -> Question:
+    """`yes_no`, whether it is one of the pair, or `choice`, which of the two it is; the pair's first is right.
+
+    Yes is said by repeating the token.
+    """
+    right, wrong = pair
+    right_first = bool(rng.integers(2))
+    if kind == "yes_no":
+        token, answer = (right, (right,)) if right_first else (wrong, (NO,))
+        return Question(task, kind, phrasing, fill(wording, token), answer, ((token,), (NO,)))
+    shown = (right, wrong) if right_first else (wrong, right)
+    return Question(task, kind, phrasing, fill(wording, *shown), (right,), tuple((token,) for token in shown))
+
+
+def pair_prior(question: Question, usual: Usual) -> Text:
+    """What a site's usual tokens say of a pair question: by how often its training rows hold the token."""
+    tokens = [piece for piece in question.text if isinstance(piece, int)]
+    shares = usual.share(tokens)
+    if question.kind == "yes_no":
+        return (tokens[0] if shares[0] > 0.5 else NO,)
+    return (tokens[int(shares.argmax())],)
+
+
+def best_constant(answers: Sequence[Sequence[int]], most: int) -> tuple[int, ...]:
+    """The list of tokens that scores best as every row's answer: some of the commonest, or none.
+
+    An empty list stands for the words that a row without tokens is answered with.
+    """
+    counts = Counter(token for answer in answers for token in answer)
+    ranked = [token for token, _ in counts.most_common(most)]
+    candidates = [tuple(ranked[:length]) for length in range(len(ranked) + 1)]
+    return max(candidates, key=lambda named: sum(overlap(named, answer) for answer in answers))
+
+
+def overlap(named: Sequence[object], wanted: Sequence[object]) -> float:
+    """The share of right names, among all that are named or wanted, whichever are more; two empty lists agree."""
+    return len(set(named) & set(wanted)) / max(len(named), len(wanted)) if named or wanted else 1.0
+
+
+def score_list(answer: str, gold: str, words: str) -> float:
+    """The overlap of two lists of tokens in canonical form; `words`, the answer without tokens, is right or wrong."""
+    named, wanted = parse_token_list(answer), parse_token_list(gold)
+    return float(named == wanted) if words in (gold, *named) else overlap(named, wanted)
+
+
+def fill(wording: str, *tokens: int) -> Text:
+    """The wording with its {0} and {1} replaced by token ids."""
+    text: list[str | int] = [wording]
+    for index, token in enumerate(tokens):
+        before, after = str(text[-1]).split(f"{{{index}}}")
+        text[-1:] = [before, token, after]
+    return tuple(text)
+
+
+def draw_wording(wordings: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One of them."""
+    return wordings[rng.integers(len(wordings))]
