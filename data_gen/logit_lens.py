@@ -8,21 +8,21 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from diff_oracle.subject.capture import Captured
+from diff_oracle.subject.forward import Forward
 from diff_oracle.subject.lens import direct_logit_shift, top_tokens
-from diff_oracle.subject.model import Subject
 from diff_oracle.tasks.logit_lens import LogitLensConfig
 
 _CHUNK = 1024  # queries unembedded at once; bounds memory at 1024 x vocabulary floats
 
 
 def measure(
-    subject: Subject, captured: Captured, allowed: Bool[Tensor, "vocab"], config: LogitLensConfig
+    run: Forward, captured: Captured, allowed: Bool[Tensor, "vocab"], config: LogitLensConfig
 ) -> dict[str, list[Any]]:
     """The label columns, one row a query, strongest token first."""
     columns: dict[str, list[Any]] = {}
     for start in range(0, len(captured.diff), _CHUNK):
         part = slice(start, start + _CHUNK)
-        shift = direct_logit_shift(subject, captured.diff[part], captured.final_scale[part])
+        shift = direct_logit_shift(run.subject, captured.diff[part], captured.final_scale[part])
         tops = top_tokens(shift, allowed, config.k)
         for name in ("promoted_ids", "promoted_scores", "suppressed_ids", "suppressed_scores"):
             columns.setdefault(name, []).extend(getattr(tops, name).cpu().numpy())

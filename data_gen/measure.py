@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from data_gen import logit_lens
+from data_gen import attention, layer_skip, logit_lens
 from diff_oracle.records import Split
-from diff_oracle.subject.capture import Query, capture
+from diff_oracle.subject.capture import read_diffs
+from diff_oracle.subject.forward import Query, forward
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.base import Task
 
-MEASURES = {"logit_lens": logit_lens.measure}
+MEASURES = {"logit_lens": logit_lens.measure, "attention": attention.measure, "layer_skip": layer_skip.measure}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ def measure(
     for row, window in enumerate(windows):
         token_ids[row, : len(window.token_ids)] = torch.tensor(window.token_ids)
     queries = [Query(row, p, site) for row, window in enumerate(windows) for p, site in window.queries]
-    captured = capture(subject, token_ids, queries)
+    asked = {task.name for task in tasks}
+    run = forward(subject, token_ids, queries, attention="attention" in asked, prefix="layer_skip" in asked)
+    captured = read_diffs(run)
     owners = [windows[query.row] for query in queries]
     columns: dict[str, list[Any]] = {
         "doc_id": [w.doc_id for w in owners],
@@ -52,5 +55,5 @@ def measure(
         "before_norm": captured.before.norm(dim=-1).tolist(),
     }
     for task in tasks:
-        columns |= MEASURES[task.name](subject, captured, allowed, task.config)
+        columns |= MEASURES[task.name](run, captured, allowed, task.config)
     return columns
