@@ -1,6 +1,7 @@
 """Trains and evaluates a diff oracle, from text to table.
 
     python -m diff_oracle.train +task=logit_lens
+    python -m diff_oracle.train '+task=[logit_lens,attention,layer_skip]'
     python -m diff_oracle.train -m +task=logit_lens training.learning_rate=2e-3,4e-3
 
 Builds the dataset if it is missing. Into the run directory go the oracle, `eval.json` (split `test`, every control),
@@ -21,7 +22,14 @@ import torch
 from data_gen.build import BuildConfig, build
 from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.controls import draw_rows
-from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, selection_metric, selection_scores, to_rows
+from diff_oracle.evaluation.metrics import (
+    EvaluationConfig,
+    asked_rows,
+    evaluate,
+    selection_metric,
+    selection_scores,
+    to_rows,
+)
 from diff_oracle.evaluation.report import draw_learning_curve, print_table
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
@@ -65,10 +73,11 @@ def run(config: TrainConfig) -> float:
     torch.manual_seed(config.seed)  # the adapter's start; every other draw is keyed
     oracle = Oracle.create(config.model, OracleConfig(config.lora, config.prompt, config.injection), device)
     dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
-    for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
-        draw_rows(dataset.split(split), 1, config.seed)
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)
+    for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
+        draw_rows(dataset.split(split), 1, config.seed)
+        list(asked_rows(dataset.split(split), tasks, 1, config.seed))
     for name in RESULTS:  # of an earlier run in this folder, so that none stands beside the new oracle
         (run_dir / name).unlink(missing_ok=True)
     history = train_oracle(

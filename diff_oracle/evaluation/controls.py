@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from diff_oracle.oracle.prompt import Prompt, PromptBuilder
 from diff_oracle.randomness import keyed_rng
@@ -27,31 +28,37 @@ VECTOR_CONTROLS = (MATCHED, "shuffled", "random", "none")
 CONTROLS = (*VECTOR_CONTROLS, "text_only", SITE_PRIOR)
 
 
-def draw_rows(records: RecordSet, num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_rows(
+    records: RecordSet, num_rows: int, seed: int, askable: Bool[np.ndarray, "row"] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows, partners): rows drawn at random, and for each a row of the same site in another document.
 
-    A row whose site no other document has is left out, so that every control is asked on the same rows.
+    A row whose site no other document has is left out, so that every control is asked on the same rows. Where `askable`
+    is given, rows are drawn among these, partners among all; there may be no such row.
 
     Raises:
-        ValueError: No row has a partner.
+        ValueError: No row has a partner, whatever is asked.
     """
     rng = keyed_rng(seed, "evaluation rows")
     by_site: dict[str, list[int]] = defaultdict(list)
     for index, site in enumerate(records.sites):
         by_site[site].append(index)
-    rows, partners = [], []
+    rows: list[int] = []
+    partners: list[int] = []
     for index in rng.permutation(len(records)):
+        if askable is not None and not askable[index]:
+            continue
         others = [i for i in by_site[records.sites[index]] if records.doc_ids[i] != records.doc_ids[index]]
         if others:
             rows.append(int(index))
             partners.append(others[rng.integers(len(others))])
         if len(rows) == num_rows:
             break
-    if not rows:
+    if askable is None and not rows:
         raise ValueError(
             "no site was seen in two documents, so nothing can be shuffled: use more documents or fewer sites"
         )
-    return np.array(rows), np.array(partners)
+    return np.array(rows, dtype=np.int64), np.array(partners, dtype=np.int64)
 
 
 def control_prompts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from diff_oracle.evaluation.controls import CONTROLS, MATCHED, SITE_PRIOR, contr
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.records import DiffDataset, Record, Split
+from diff_oracle.records import DiffDataset, Record, RecordSet, Split
 from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks import Question, Task
 from diff_oracle.tasks.base import Phrasing
@@ -75,29 +75,24 @@ def evaluate(
 
     The tasks must be fitted. A site group seen in fewer than `MIN_GROUP_DOCS` documents has no line of its own.
     """
-    records = dataset.split(split)
-    rows, partner_rows = draw_rows(records, config.num_rows, seed)
-    chosen, partners = records.take(rows), records.take(partner_rows)
     controls = [MATCHED, *(c for c in config.controls if c != MATCHED)]
     results: list[Result] = []
-    for task in tasks:
-        for kind in task.kinds:
-            questions = [_question(task, record, kind, index, seed) for index, record in enumerate(chosen)]
-            scores: dict[str, Float[np.ndarray, "row"]] = {}
-            for control in controls:
-                logger.info("asking %s/%s: %s", task.name, kind, control)
-                if control == SITE_PRIOR:
-                    answers = [
-                        oracle.vocabulary.show(task.prior_answer(r.site, q))
-                        for r, q in zip(chosen, questions, strict=True)
-                    ]
-                else:
-                    prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
-                    answers = answer(oracle, prompts, questions, config.batch_size)
-                scores[control] = np.array(
-                    [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
-                )
-            results += _summarise(task.name, kind, split, chosen, questions, scores, config.resamples, seed)
+    for task, kind, chosen, partners in asked_rows(dataset.split(split), tasks, config.num_rows, seed):
+        questions = [_question(task, record, kind, index, seed) for index, record in enumerate(chosen)]
+        scores: dict[str, Float[np.ndarray, "row"]] = {}
+        for control in controls:
+            logger.info("asking %s/%s: %s", task.name, kind, control)
+            if control == SITE_PRIOR:
+                answers = [
+                    oracle.vocabulary.show(task.prior_answer(r.site, q)) for r, q in zip(chosen, questions, strict=True)
+                ]
+            else:
+                prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
+                answers = answer(oracle, prompts, questions, config.batch_size)
+            scores[control] = np.array(
+                [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
+            )
+        results += _summarise(task.name, kind, split, chosen, questions, scores, config.resamples, seed)
     return results
 
 
@@ -108,19 +103,43 @@ def selection_scores(
 
     The tasks must be fitted.
     """
-    records = dataset.split("select")
-    rows, partner_rows = draw_rows(records, num_rows, seed)
-    chosen, partners = records.take(rows), records.take(partner_rows)
     scores = {}
-    for task in tasks:
-        for kind in task.kinds:
-            questions = [task.question(r, kind, keyed_rng(seed, "select", kind, i)) for i, r in enumerate(chosen)]
-            for control in (MATCHED, "shuffled"):
-                prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
-                answers = answer(oracle, prompts, questions, batch_size)
-                right = [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
-                scores[f"select/{task.name}/{kind}/{control}"] = float(np.mean(right))
+    for task, kind, chosen, partners in asked_rows(dataset.split("select"), tasks, num_rows, seed):
+        questions = [task.question(r, kind, keyed_rng(seed, "select", kind, i)) for i, r in enumerate(chosen)]
+        for control in (MATCHED, "shuffled"):
+            prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
+            answers = answer(oracle, prompts, questions, batch_size)
+            right = [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
+            scores[f"select/{task.name}/{kind}/{control}"] = float(np.mean(right))
     return scores
+
+
+def asked_rows(
+    records: RecordSet, tasks: Sequence[Task], num_rows: int, seed: int
+) -> Iterator[tuple[Task, str, list[Record], list[Record]]]:
+    """For each task and kind: rows that can be asked, and for each a row of its site in another document.
+
+    The tasks must be fitted. A kind that no row can be asked is left out, with a warning.
+
+    Raises:
+        ValueError: A task can be asked of no row.
+    """
+    for task in tasks:
+        askable = task.askable(records)
+        if not askable.any():
+            raise ValueError(
+                f"none of {len(records)} rows can be asked about {task.name}: choose other sites or more documents"
+            )
+        drawn: dict[bytes, tuple[list[Record], list[Record]]] = {}  # most kinds are asked of the same rows
+        for kind, possible in zip(task.kinds, askable.T, strict=True):
+            if possible.tobytes() not in drawn:
+                rows, partners = draw_rows(records, num_rows, seed, possible)
+                drawn[possible.tobytes()] = (records.take(rows), records.take(partners)) if len(rows) else ([], [])
+            chosen, others = drawn[possible.tobytes()]
+            if chosen:
+                yield task, kind, chosen, others
+            else:
+                logger.warning("no row can be asked %s/%s: it is left out", task.name, kind)
 
 
 def selection_metric(scores: dict[str, float]) -> float:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diff_oracle.evaluation.controls import CONTROLS, MATCHED
+from diff_oracle.tasks import TASKS
 
 Row = Mapping[str, Any]
 HEADER = ("question", "sites", "control", "score [95 % CI]", "matched - control [95 % CI]", "rows (documents)")
@@ -66,12 +67,13 @@ def terminal_table(rows: Sequence[Row]) -> Table:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The table for a README: all sites together, held-out wordings shortened; and `promoted` by kind of site."""
+    """The table for a README: all sites together, held-out wordings shortened; each task's first list by site group."""
+    by_group = {f"{name}: {task.open_kinds[0]}" for name, (task, _) in TASKS.items()}
 
     def wanted(question: str, sites: str, control: str) -> bool:
         if "held-out" in question:
             return sites == "all" and control.split(":")[0] in (MATCHED, "shuffled", "hardest")
-        return sites == "all" or question.endswith(": promoted")
+        return sites == "all" or question in by_group
 
     lines = [line for line in table_lines(rows) if wanted(*line[:3])]
     text = [" | ".join(cells) for cells in (HEADER, ("---",) * len(HEADER), *lines)]

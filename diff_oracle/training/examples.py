@@ -33,6 +33,14 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
     lists the kinds are drawn by their shares, and a share of the batches has no diffs: some show the context's text
     instead, some nothing, so that the controls `text_only` and `none` ask what was trained. It is whole batches,
     because prompts with text are longer and would pad all others.
+
+    A row is asked what its labels answer (`Task.askable`), and never drawn where they answer nothing; where no list is
+    among it, `lists_first` asks what there is. A group of questions shares one diff and thus its sign. Tasks whose
+    labels say nothing about −diff are asked under sign +1 alone, the others as often under either, so that every kind
+    keeps its share.
+
+    Raises:
+        ValueError: No row can be asked anything.
     """
 
     def __init__(
@@ -52,8 +60,14 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         self._records, self._prompts = records, prompts
         self._kinds = [(task, kind) for task in tasks for kind in task.kinds]
         self._shares = np.array([task.kinds[kind] / len(tasks) for task, kind in self._kinds])
-        self._lists = [(task, kind) for task in tasks for kind in task.open_kinds]
-        self._one_list = [(task, kind) for task in tasks for kind in task.open_kinds[:1]]
+        self._signed = np.array([task.signed for task, _ in self._kinds])
+        self._is_list = np.array([kind in task.open_kinds for task, kind in self._kinds])
+        self._is_first_list = np.array([kind == task.open_kinds[0] for task, kind in self._kinds])
+        self._askable = np.concatenate([task.askable(records) for task in tasks], axis=1)
+        self._rows = np.flatnonzero(self._askable.any(axis=1))
+        if not len(self._rows):
+            names = ", ".join(task.name for task in tasks)
+            raise ValueError(f"none of the {len(records)} training rows can be asked about {names}: choose other sites")
         self._questions = questions_per_diff
         self._num_first, self._num_one = int(lists_first * num_batches), int(one_list_first * num_batches)
         self._length, self._batch_size, self._seed = num_batches * batch_size, batch_size, seed
@@ -68,24 +82,25 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
 
     def __getitems__(self, indices: list[int]) -> list[list[Example]]:
         """A batch at once: its records are read together, which is most of the work."""
-        records = self._records.take([self._row(index) for index in indices])
-        return [self._examples(index, record) for index, record in zip(indices, records, strict=True)]
+        rows = [self._row(index) for index in indices]
+        records = self._records.take(rows)
+        return [self._examples(*drawn) for drawn in zip(indices, rows, records, strict=True)]
 
     def _row(self, index: int) -> int:
-        epoch, place = divmod(index, len(self._records))
+        epoch, place = divmod(index, len(self._rows))
         if self._order[0] != epoch:
-            self._order = epoch, keyed_rng(self._seed, "order", epoch).permutation(len(self._records))
-        return int(self._order[1][place])
+            self._order = epoch, keyed_rng(self._seed, "order", epoch).permutation(len(self._rows))
+        return int(self._rows[self._order[1][place]])
 
-    def _examples(self, index: int, record: Record) -> list[Example]:
+    def _examples(self, index: int, row: int, record: Record) -> list[Example]:
         rng = keyed_rng(self._seed, "example", index)
         batch = index // self._batch_size
         mode = 1.0 if batch < self._num_first else keyed_rng(self._seed, "mode", batch).random()
         has_diff = mode >= self._text_only + self._none
-        sign = -1 if has_diff and rng.random() < 0.5 else 1
+        sign, kinds = self._draw_kinds(batch, row, has_diff, rng)
         diff = sign * record.diff if has_diff else np.zeros_like(record.diff)
         examples = []
-        for task, kind in self._draw_kinds(batch, rng):
+        for task, kind in kinds:
             question = task.question(record, kind, rng, sign=sign)
             if mode < self._text_only:
                 prompt = self._prompts.with_text(record.site, record.relative_size, record.token_ids, question.text)
@@ -94,8 +109,21 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
             examples.append(Example(prompt, self._prompts.vocabulary.encode(question.answer)))
         return examples
 
-    def _draw_kinds(self, batch: int, rng: np.random.Generator) -> list[tuple[Task, str]]:
-        lists = self._one_list if batch < self._num_one else self._lists
-        kinds, shares = (lists, None) if batch < self._num_first else (self._kinds, self._shares)
-        size = min(self._questions, len(kinds))
-        return [kinds[drawn] for drawn in rng.choice(len(kinds), size=size, replace=False, p=shares)]
+    def _draw_kinds(
+        self, batch: int, row: int, has_diff: bool, rng: np.random.Generator
+    ) -> tuple[int, list[tuple[Task, str]]]:
+        """The sign of a row's diff, and what is asked about it."""
+        askable, shares, lists_alone = self._askable[row], self._shares, batch < self._num_first
+        if lists_alone:
+            lists = askable & (self._is_first_list if batch < self._num_one else self._is_list)
+            askable, shares = lists if lists.any() else askable, np.ones_like(shares)
+        weights = np.where(askable, shares, 0.0)
+        sign = 1
+        if has_diff:
+            sign = -1 if rng.random() < weights[self._signed].sum() / weights.sum() / 2 else 1
+            weights = weights * np.where(self._signed, 0.5, 1.0 if sign > 0 else 0.0)
+        places = np.flatnonzero(weights)
+        size, left = min(self._questions, len(places)), weights[places]
+        equal = lists_alone and bool((left == left[0]).all())
+        drawn = rng.choice(len(places), size=size, replace=False, p=None if equal else left / left.sum())
+        return sign, [self._kinds[places[i]] for i in drawn]
