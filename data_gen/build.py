@@ -1,81 +1,49 @@
 """Builds a dataset: text -> subject -> diffs -> measured labels -> parquet.
 
     python -m data_gen.build +task=logit_lens model=tiny corpus=pydoc sites=mixed data_dir=data
+    python -m data_gen.build +task=logit_lens shard=3/16          # one of sixteen jobs, in any order, side by side
+    accelerate launch --num_processes 4 -m data_gen.build +task=logit_lens             # a shard a process and GPU
 
-One forward pass a window of text serves every site and task. Documents are split before anything else is drawn;
-positions and sites come from a generator keyed by the seed and the document, so the same config gives the same bytes.
+One forward pass a window of text serves every site and task. Documents are measured in parts of a fixed number, and no
+forward pass reaches over two parts: a part has the same bytes whichever job measures it, before or after a kill.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
+from data_gen.card import dataset_card
 from data_gen.corpus import CorpusConfig, Document, describe_corpus, iter_documents
+from data_gen.distribution import label_distribution, print_distribution, trivial_groups
 from data_gen.measure import Window, measure
+from data_gen.parts import DatasetWriter, writing
+from data_gen.sampling import SamplingConfig, SitesConfig, document_windows
+from data_gen.shards import WHOLE, Shard, shard_of_process
 from diff_oracle.cli import entry_point
-from diff_oracle.randomness import keyed_rng
-from diff_oracle.records import config_hash, is_dataset, schema, split_of, writing
-from diff_oracle.subject.lens import label_tokens
-from diff_oracle.subject.loading import SubjectConfig, load_hf_model, pick_device
+from diff_oracle.records import MANIFEST, config_hash, is_dataset, schema
+from diff_oracle.subject.lens import label_tokens, token_texts
+from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
-from diff_oracle.tasks import make_tasks
+from diff_oracle.tasks import Task, make_tasks
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+# Neither changes what is drawn. Yet the last bits of an activation depend on what else is in its batch, so other values
+# want another SCHEMA_VERSION.
+_DOCUMENTS_PER_PART = 64
 _WINDOWS_PER_FORWARD = 16
-_FORWARDS_PER_SHARD = 64
-
-
-@dataclass
-class SitesConfig:
-    """Which diffs are taken."""
-
-    names: list[str] = field(default_factory=lambda: ["layers", "components", "heads", "spans"])
-    """Site sets (layers, components, heads, spans) or single sites (L3H2); each name is drawn equally often."""
-    per_position: int = 6
-    """Different sites taken at each position."""
-
-    def __post_init__(self) -> None:
-        if not self.names:
-            raise ValueError("sites.names is empty: name at least one set or site, e.g. sites.names=[layers]")
-        if self.per_position < 1:
-            raise ValueError(f"sites.per_position must be at least 1, got {self.per_position}")
-
-
-@dataclass
-class SamplingConfig:
-    """How much text is read, and where."""
-
-    max_documents: int = 1500
-    """Documents read from the corpus."""
-    context_length: int = 96
-    """Tokens a window, the beginning-of-sequence token included."""
-    windows_per_document: int = 4
-    """Windows taken from a long document, from its start on."""
-    positions_per_window: int = 4
-    """Positions drawn in a window."""
-    min_position: int = 8
-    """First position that may be drawn; position 0 never is."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"sampling.{name} must be at least 1, got {value}")
-        if self.min_position >= self.context_length:
-            raise ValueError(
-                f"sampling.min_position={self.min_position} must be below sampling.context_length={self.context_length}"
-            )
 
 
 @dataclass
@@ -100,18 +68,40 @@ class BuildConfig:
     """Logs and results of this run go here."""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the first of cuda, mps, cpu that is there."""
+    shard: str = WHOLE
+    """Which share of the dataset this job builds: 3/16 is the third of sixteen. Any sharding gives the same files."""
+
+    def __post_init__(self) -> None:
+        Shard.parse(self.shard)
 
 
 def build(config: BuildConfig, subject: Subject | None = None) -> Path:
     """Builds the dataset of a config unless it stands already; returns its directory.
 
     Raises:
+        ValueError: As `build_shard`, or the dataset is not whole yet, because other shards are missing.
+    """
+    path, missing = build_shard(config, subject)
+    if missing:
+        raise ValueError(_what_is_missing(path, missing))
+    return path
+
+
+def build_shard(config: BuildConfig, subject: Subject | None = None) -> tuple[Path, list[str]]:
+    """Builds a job's share of a dataset, and the dataset where that is the last.
+
+    Returns:
+        The dataset's directory, and the names of the shards that are missing: where there are any, there is no such
+        directory yet.
+
+    Raises:
         ValueError: A config value is out of range, the corpus is empty or too short, an activation is not finite, or
             something that is no dataset is in the way.
     """
-    tasks = make_tasks(config.tasks)
+    tasks, shard = make_tasks(config.tasks), Shard.parse(config.shard)
     loaded = subject or load_hf_model(config.model, pick_device(config.device))
-    identity, corpus = loaded.identity, describe_corpus(config.corpus)
+    identity, most = loaded.identity, config.sampling.max_documents
+    corpus = describe_corpus(config.corpus, most)
     content = {
         "subject": identity.to_dict(),
         "corpus": corpus,
@@ -123,65 +113,85 @@ def build(config: BuildConfig, subject: Subject | None = None) -> Path:
     path = Path(config.data_dir) / f"{identity.name}-{config.corpus.name}-{config_hash(content)}"
     if is_dataset(path):
         logger.info("dataset: %s (already there)", path)
-        return path
+        return path, []
     logger.info("dataset: building %s", path)
-    site_sets = [expand_sites([name], identity.n_layers, identity.n_heads) for name in config.sites.names]
-    with writing(path, schema(identity.d_model, config.tasks)) as writer:
-        subject = loaded if isinstance(loaded, Subject) else Subject(loaded)
-        allowed = label_tokens(subject.tokenizer, identity.vocab_size).to(subject.device)
-        counts = {"documents": 0, "documents_too_short": 0, "windows": 0}
-        rows: dict[str, list[Any]] = {}
-        most = config.sampling.max_documents
-        source = islice(iter_documents(config.corpus), most)
-        with tqdm(source, desc="measuring", unit=" documents", total=min(most, corpus.get("documents", most))) as bar:
-            windows = _windows(subject.tokenizer, iter(bar), site_sets, config, counts)
-            for num_forwards, batch in enumerate(_batched(windows, _WINDOWS_PER_FORWARD), start=1):
-                for name, values in measure(subject, batch, tasks, allowed).items():
-                    rows.setdefault(name, []).extend(values)
-                if num_forwards % _FORWARDS_PER_SHARD == 0:
-                    writer.write_shard(rows)
-                    rows = {}
-        if rows:
-            writer.write_shard(rows)
-        writer.write_manifest(content, counts)
-    return path
+    columns = schema(identity.d_model, config.tasks)
+    missing: list[int] = []
+    with writing(path, columns) as writer:
+        num_parts = _build_parts(config, loaded, tasks, shard, writer, corpus.get("documents", most))
+        missing = writer.missing(num_parts)
+        if is_dataset(path):  # closed by another job, which took the parts away
+            missing = []
+        elif not missing:
+            files, texts = [writer.file(part) for part in range(num_parts)], token_texts(loaded.tokenizer)
+            about = {"model": _origin(config.model), "labels": label_distribution(files, tasks, texts)}
+            manifest = writer.manifest(num_parts, content | about)
+            writer.close(manifest, dataset_card(path.name, manifest, columns, files, texts))
+    return path, shard.owners(missing)
 
 
-def _windows(
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Iterator[Document],
-    site_sets: list[list[DiffSite]],
+def _build_parts(
     config: BuildConfig,
-    counts: dict[str, int],
-) -> Iterator[Window]:
-    """Cuts documents into windows and draws each window's positions and sites."""
-    sampling = config.sampling
-    prefix = tokenizer("")["input_ids"]  # what this tokenizer puts before a text
-    length = sampling.context_length - len(prefix)
+    loaded: Subject | LoadedModel,
+    tasks: list[Task],
+    shard: Shard,
+    writer: DatasetWriter,
+    num_documents: int,
+) -> int:
+    """Measures and writes the shard's parts that are missing; returns the number of parts of all shards.
+
+    `num_documents`, of all shards, is for the progress bar: of a corpus on the hub it is an upper bound.
+    """
+    identity = loaded.identity
+    site_sets = [expand_sites([name], identity.n_layers, identity.n_heads) for name in config.sites.names]
+    subject = loaded if isinstance(loaded, Subject) else Subject(loaded)
+    allowed = label_tokens(subject.tokenizer, identity.vocab_size).to(subject.device)
+    own = [part for part in range(-(-num_documents // _DOCUMENTS_PER_PART)) if shard.owns(part)]
+    total = sum(min(_DOCUMENTS_PER_PART, num_documents - part * _DOCUMENTS_PER_PART) for part in own)
+    whole = [counts for part in own if (counts := writer.counts(part))]
+    documents = islice(iter_documents(config.corpus), config.sampling.max_documents)
+    num_parts = 0
+    with tqdm(desc="measuring", unit=" documents", total=total, initial=sum(c["documents"] for c in whole)) as bar:
+        for part, of_part in enumerate(_batched(documents, _DOCUMENTS_PER_PART)):
+            num_parts += 1
+            if not shard.owns(part) or writer.counts(part):
+                continue
+            if is_dataset(writer.path):  # jobs of the same shard may run at once
+                break
+            rows, counts = _measure_part(config, subject, site_sets, tasks, allowed, _counted(of_part, bar))
+            writer.write(part, rows, counts)
+    return num_parts
+
+
+def _measure_part(
+    config: BuildConfig,
+    subject: Subject,
+    site_sets: list[list[DiffSite]],
+    tasks: list[Task],
+    allowed: Bool[Tensor, "vocab"],
+    documents: Iterable[Document],
+) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """The columns of some documents' rows, and what they were made of."""
+    counts = {"documents": 0, "documents_too_short": 0, "windows": 0}
+
+    def windows() -> Iterator[Window]:
+        for document in documents:
+            found = document_windows(subject.tokenizer, document, site_sets, config.sites, config.sampling, config.seed)
+            for name, number in (("documents", 1), ("documents_too_short", not found), ("windows", len(found))):
+                counts[name] += number
+            yield from found
+
+    rows: dict[str, list[Any]] = {}
+    for batch in _batched(windows(), _WINDOWS_PER_FORWARD):
+        for name, values in measure(subject, batch, tasks, allowed).items():
+            rows.setdefault(name, []).extend(values)
+    return rows, counts
+
+
+def _counted(documents: Iterable[Document], bar: tqdm) -> Iterator[Document]:
     for document in documents:
-        counts["documents"] += 1
-        ids = tokenizer.encode(document.text, add_special_tokens=False, verbose=False)
-        split, rng = split_of(document.text), keyed_rng(config.seed, "windows", document.doc_id)
-        pieces = [prefix + list(piece) for piece in _batched(ids, length)][: sampling.windows_per_document]
-        pieces = [piece for piece in pieces if len(piece) > sampling.min_position]
-        if not pieces:
-            counts["documents_too_short"] += 1
-        for piece in pieces:
-            candidates = np.arange(sampling.min_position, len(piece))
-            positions = rng.permutation(candidates)[: sampling.positions_per_window]
-            queries = [(int(p), site) for p in sorted(positions) for site in _draw_sites(site_sets, config.sites, rng)]
-            counts["windows"] += 1
-            yield Window(document.doc_id, split, piece, queries)
-
-
-def _draw_sites(site_sets: list[list[DiffSite]], config: SitesConfig, rng: np.random.Generator) -> list[DiffSite]:
-    """Different sites: each time a set is drawn, then a site in it."""
-    wanted = min(config.per_position, len({site for sites in site_sets for site in sites}))
-    drawn: dict[DiffSite, None] = {}
-    while len(drawn) < wanted:
-        sites = site_sets[rng.integers(len(site_sets))]
-        drawn[sites[rng.integers(len(sites))]] = None
-    return list(drawn)
+        yield document
+        bar.update()
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -190,9 +200,31 @@ def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield batch
 
 
+def _origin(model: SubjectConfig) -> dict[str, str | None]:
+    """Where the subject came from, without what is this machine's alone."""
+    names = ("source", "name", "package", "hub_id", "revision")
+    return {name: getattr(model, name) for name in names}
+
+
+def _what_is_missing(path: Path, missing: list[str]) -> str:
+    shards = ",".join(missing)
+    return (
+        f"{path} is not whole yet: missing {', '.join(missing)}. Where no job is at work on them, run the same command "
+        f"with {'-m ' if len(missing) > 1 else ''}shard={shards}; what is measured is kept"
+    )
+
+
 def run(config: BuildConfig) -> None:
-    """The command: builds and says where."""
-    print(build(config))
+    """The command: builds, says what the labels are like, and where the dataset is or what it still lacks."""
+    path, missing = build_shard(replace(config, shard=shard_of_process(config.shard)))
+    if missing:
+        print(_what_is_missing(path, missing))
+        return
+    labels = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["labels"]
+    print_distribution(labels)
+    for warning in trivial_groups(labels):
+        logger.warning("warning: %s", warning)
+    print(path)
 
 
 main = entry_point("build", BuildConfig, run)

@@ -1,6 +1,6 @@
 """Text sources. The first step of the dataflow: a corpus is a stream of documents with stable ids.
 
-Every source yields `Document(doc_id, text)`.
+Every source is a stream: what is held does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import itertools
 import json
 import platform
-import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +18,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HfHubHTTPError
+from tqdm import tqdm
+
+from data_gen.text_files import read_texts, text_in
+
 # Generated tables and grammars: text that nobody wrote for a reader.
 _NOT_PROSE = ("encodings", "test", "tests", "idle_test", "site-packages", "lib2to3", "pydoc_data", "__pycache__")
-_PASSAGE_CHARS = 1000
+# A broken connection is an error of whichever HTTP library this version of huggingface_hub stands on.
+_NETWORK_ERRORS: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,9 @@ class CorpusConfig:
     name: str = "pydoc"
     """`pydoc` (CPython's language reference and docstrings, offline), `text_files` or `hub`."""
     path: str | None = None
-    """`text_files`: a folder of .txt files, a document each; or one .txt file, cut between paragraphs (at blank lines)
-    into documents of at least 1000 characters, FILE#0, FILE#1, …"""
+    """`text_files`: a folder of .txt files (a document each), .jsonl and .parquet files (a document a row), mixed as
+    they come; or one file of these. A single .txt file is cut between paragraphs (at blank lines) into documents of at
+    least 1000 characters. Passages and rows have the ids FILE#0, FILE#1, …"""
     hub_name: str | None = None
     """`hub`: the id of a dataset on the Hugging Face hub, read as a stream."""
     hub_config: str | None = None
@@ -47,16 +54,16 @@ class CorpusConfig:
     hub_split: str = "train"
     """`hub`: the dataset's split."""
     text_column: str = "text"
-    """`hub`: the column that holds the text."""
+    """`hub`, and .jsonl and .parquet files: the column that holds the text."""
 
 
 def iter_documents(config: CorpusConfig) -> Iterator[Document]:
     """Yields the corpus's documents in a fixed order.
 
     Raises:
-        ValueError: The corpus is unknown, has no path, holds a file that is not UTF-8, or holds no document.
+        ValueError: The corpus is unknown, has no path, cannot be read, has no such column, or holds no document.
     """
-    sources = {"pydoc": _pydoc, "text_files": _text_file_documents, "hub": _hub_documents}
+    sources = {"pydoc": _pydoc, "text_files": _text_files, "hub": _hub}
     if config.name not in sources:
         raise ValueError(f"unknown corpus {config.name!r}: choose from {', '.join(sources)}")
     empty = True
@@ -67,11 +74,11 @@ def iter_documents(config: CorpusConfig) -> Iterator[Document]:
         raise ValueError(f"corpus {config.name!r} is empty: no document with text was found")
 
 
-def describe_corpus(config: CorpusConfig) -> dict[str, Any]:
+def describe_corpus(config: CorpusConfig, max_documents: int) -> dict[str, Any]:
     """What the manifest says of the corpus; part of the dataset's hash, so a changed text is another dataset.
 
-    Text on this machine is read and hashed with its ids, whatever folder it lies in; `documents` is their number. A
-    hub's dataset is taken at its word.
+    Text on this machine is read and hashed with its ids, whatever folder it lies in, as far as a build reads it:
+    `documents` is the number of documents, `max_documents` at most. A hub's dataset is taken at its word.
 
     Raises:
         ValueError: As `iter_documents`.
@@ -85,7 +92,9 @@ def describe_corpus(config: CorpusConfig) -> dict[str, Any]:
             "text_column": config.text_column,
         }
     digest, num_documents = hashlib.sha256(), 0
-    for document in iter_documents(config):
+    documents = itertools.islice(iter_documents(config), max_documents)
+    # The bar stands aside for text that is read in a moment.
+    for document in tqdm(documents, desc="reading", unit=" documents", delay=5, total=None):
         digest.update(json.dumps([document.doc_id, document.text]).encode())
         num_documents += 1
     about = {"name": config.name, "documents": num_documents, "sha256": digest.hexdigest()}
@@ -136,57 +145,29 @@ def docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
             yield from docstrings(child, f"{name}.{getattr(child, 'name', '')}")
 
 
-def _text_files(config: CorpusConfig) -> list[Path]:
+def _text_files(config: CorpusConfig) -> Iterator[Document]:
     if config.path is None:
         raise ValueError("corpus text_files needs a path: add corpus.path=FILE_OR_FOLDER")
     path = Path(config.path)
     if not path.exists():
         raise ValueError(f"corpus.path={config.path} does not exist")
-    return [path] if path.is_file() else sorted(path.rglob("*.txt"))
+    return itertools.starmap(Document, read_texts(path, config.text_column))
 
 
-def _text_file_documents(config: CorpusConfig) -> Iterator[Document]:
-    root = Path(config.path or "")
-    for file in _text_files(config):
-        try:
-            text = file.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} is not UTF-8 (byte {error.start}): convert it, e.g. iconv -f latin1 -t utf-8"
-            ) from error
-        if not text:
-            continue
-        if root.is_file():  # one document would be in one split, and nothing could be both trained and tested
-            yield from (Document(f"{file.name}#{i}", passage) for i, passage in enumerate(_passages(text)))
-        else:
-            yield Document(file.relative_to(root).as_posix(), text)
-
-
-def _passages(text: str) -> list[str]:
-    """Neighbouring paragraphs, together until they are long enough; a short rest joins the last passage."""
-    passages: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", text):
-        if passages and len(passages[-1]) < _PASSAGE_CHARS:
-            passages[-1] += "\n\n" + paragraph
-        else:
-            passages.append(paragraph)
-    if len(passages) > 1 and len(passages[-1]) < _PASSAGE_CHARS:
-        rest = passages.pop()
-        passages[-1] += "\n\n" + rest
-    return passages
-
-
-def _hub_documents(config: CorpusConfig) -> Iterator[Document]:
+def _hub(config: CorpusConfig) -> Iterator[Document]:
     if config.hub_name is None:
         raise ValueError("corpus hub needs a dataset: add corpus.hub_name=ID")
     from datasets import load_dataset
 
-    rows = load_dataset(config.hub_name, config.hub_config, split=config.hub_split, streaming=True)
-    for index, row in enumerate(rows):
-        if config.text_column not in row:
-            raise ValueError(
-                f"{config.hub_name} has no column {config.text_column!r}: choose corpus.text_column from "
-                f"{', '.join(row)}"
-            )
-        if text := row[config.text_column].strip():
-            yield Document(f"{config.hub_name}/{config.hub_split}/{index}", text)
+    try:
+        rows = load_dataset(config.hub_name, config.hub_config, split=config.hub_split, streaming=True)
+        for index, row in enumerate(rows):
+            if text := text_in(row, config.text_column, f"{config.hub_name} row {index}").strip():
+                yield Document(f"{config.hub_name}/{config.hub_split}/{index}", text)
+    except _NETWORK_ERRORS as error:
+        first_line = str(error).partition("\n")[0]
+        raise ValueError(
+            f"cannot read {config.hub_name!r} from the Hugging Face hub ({first_line}): check the id, the network and "
+            "that HF_HUB_OFFLINE is not set, then run the same command again, which goes on where it stopped; or fetch "
+            "the files elsewhere and use corpus=text_files"
+        ) from error

@@ -1,19 +1,17 @@
-"""The dataset: its schema, its manifest, writing, opening, splitting. Between measurement and language.
+"""The dataset: its schema, its manifest, opening, splitting. Between measurement and language.
 
-A dataset is a directory of parquet shards, one row per (document, position, site), and `manifest.json`, which says what
-was measured, on which model and text, by which conventions. The directory's name ends in a hash of everything that
-changes a row. It is written beside its final place and renamed when whole: with a manifest, it is a whole dataset.
+A dataset is a directory of parquet files, its parts, one row per (document, position, site); `manifest.json`, which
+says what was measured, on which model and text, by which conventions; and a card for people. The directory's name ends
+in a hash of everything that changes a row. `data_gen.parts` writes it beside its final place and renames it when
+whole: with a manifest, it is a whole dataset.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -25,9 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diff_oracle import __version__
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 Split = Literal["train", "select", "test"]
 SPLITS: tuple[Split, ...] = ("train", "select", "test")
@@ -194,77 +190,6 @@ def config_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-class DatasetWriter:
-    """Writes shards and at last the manifest into a directory that is not there until all is well."""
-
-    def __init__(self, partial: Path, columns: pa.Schema) -> None:
-        self._partial, self._columns = partial, columns
-        self._shards: list[dict[str, Any]] = []
-        self._counts = dict.fromkeys(SPLITS, 0)
-
-    def write_shard(self, rows: Mapping[str, Any]) -> None:
-        """Writes one shard; `rows` maps each column to its values."""
-        table = pa.table({f.name: pa.array(rows[f.name], type=f.type) for f in self._columns}, schema=self._columns)
-        file = self._partial / f"shard-{len(self._shards):05d}.parquet"
-        pq.write_table(table, file)
-        self._shards.append({"file": file.name, "rows": table.num_rows, "sha256": _file_hash(file)})
-        for split in SPLITS:
-            self._counts[split] += list(rows["split"]).count(split)
-
-    def write_manifest(self, content: Mapping[str, Any], counts: Mapping[str, int]) -> None:
-        """Closes the dataset.
-
-        Raises:
-            ValueError: No row was written.
-        """
-        if not any(self._counts.values()):
-            raise ValueError(
-                f"no rows: {dict(counts)}. Documents shorter than sampling.min_position + 1 tokens are left out: lower "
-                "it or bring longer text"
-            )
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            **content,
-            "conventions": CONVENTIONS,
-            "counts": {**counts, **self._counts},
-            "shards": self._shards,
-            "package_version": __version__,
-            "git_commit": git_commit(),
-        }
-        (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-@contextmanager
-def writing(path: Path, columns: pa.Schema) -> Iterator[DatasetWriter]:
-    """Gives a `DatasetWriter`; on leaving well a dataset stands at `path`, on any error nothing is left behind.
-
-    Processes may write the same dataset at once: each has a folder of its own, and the first to end is kept.
-
-    Raises:
-        ValueError: Something that is no dataset is at `path`.
-        OSError: There is no space, or no permission to write.
-    """
-    if path.exists() and not is_dataset(path):
-        raise ValueError(f"{path} is in the way: it is no dataset, it has no {MANIFEST}; remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.partial-") as scratch:
-        partial = Path(scratch) / path.name  # a temporary folder itself can be read by its owner alone
-        partial.mkdir()
-        try:
-            yield DatasetWriter(partial, columns)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise OSError(
-                    errno.ENOSPC, "no space left for the dataset: free some or set data_dir=DIR", str(path)
-                ) from error
-            raise
-        try:
-            partial.rename(path)
-        except OSError:
-            if not is_dataset(path):  # else another process was first, with the same content
-                raise
-
-
 def is_dataset(path: Path) -> bool:
     """Whether a whole dataset stands there."""
     return (path / MANIFEST).is_file()
@@ -275,7 +200,7 @@ def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffData
 
     Raises:
         ValueError: It is no dataset, was written by another schema, for another subject or tokenizer, its manifest is
-            damaged, or a shard is missing or changed.
+            damaged, or a part is missing or changed.
     """
     if not is_dataset(path):
         raise ValueError(
@@ -290,14 +215,14 @@ def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffData
                 f"model in use has {got[:12]}: choose that model or build a dataset for this one"
             )
     tables = []
-    for shard in manifest["shards"]:
-        file = path / shard["file"]
-        if not file.is_file() or _file_hash(file) != shard["sha256"]:
-            raise ValueError(f"shard {file} is missing or corrupt: delete {path} and build it again")
+    for part in manifest["parts"]:
+        file = path / part["file"]
+        if not file.is_file() or file_hash(file) != part["sha256"]:
+            raise ValueError(f"part {file} is missing or corrupt: delete {path} and build it again")
         tables.append(pq.read_table(file, partitioning=None))  # a folder called a=b is no column
     # Not `Dataset.from_parquet`, which copies every dataset into a cache outside data_dir. Without a fingerprint given,
     # one would be made by hashing all rows.
-    fingerprint = hashlib.sha256("".join(shard["sha256"] for shard in manifest["shards"]).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256("".join(part["sha256"] for part in manifest["parts"]).encode()).hexdigest()[:16]
     rows = datasets.Dataset(pa.concat_tables(tables), fingerprint=fingerprint)
     names = np.asarray(rows["split"])
     return DiffDataset(path, manifest, {s: RecordSet(rows.select(np.flatnonzero(names == s))) for s in SPLITS})
@@ -331,10 +256,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path} has schema version {manifest['schema_version']}, expected {SCHEMA_VERSION}: build it again"
             )
-        itemgetter("counts", "shards")(manifest)
+        itemgetter("counts", "parts")(manifest)
         itemgetter("name", "weights_hash", "tokenizer_hash")(manifest["subject"])
-        for shard in manifest["shards"]:
-            itemgetter("file", "sha256")(shard)
+        for part in manifest["parts"]:
+            itemgetter("file", "sha256")(part)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}: {error}): delete {path} and build it again"
@@ -342,5 +267,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _file_hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

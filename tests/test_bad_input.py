@@ -15,7 +15,7 @@ SMALL = ["+task=logit_lens", "sampling.max_documents=30", "sampling.windows_per_
 Refused = Callable[..., str]
 # A build's own progress: its bars and the line that says where the dataset is.
 PROGRESS = re.compile(
-    r"(measuring|Loading weights): +(\d+%\|.*|0 documents .*)\[.*\]|dataset: (building \S+|\S+ \(already there\))"
+    r"(measuring|reading|Loading weights): +(\d+%\|.*|\d+ documents .*)\[.*\]|dataset: (building \S+|\S+ \(already there\))"
 )
 
 
@@ -55,7 +55,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("sampling.max_document=3", "did you mean 'sampling.max_documents'?"),
         ("sampling.max_documents=few", "sampling.max_documents"),
         ("sites.names=[]", "sites.names is empty"),
-        ("sites.per_position=0", "sites.per_position must be at least 1, got 0"),
+        ("sites.per_position=0", "sites.per_position must be at least 1"),
         ("sampling.context_length=8", "must be below sampling.context_length=8"),
         ("tasks.logit_lens.num_asked=11", "num_asked must be 1…k = 10, got 11"),
         ("corpus.name=books", "unknown corpus 'books': choose from pydoc, text_files, hub"),
@@ -109,12 +109,12 @@ def test_a_dataset_that_was_damaged_is_not_trained_on(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["build", *SMALL])
     build.main()
-    (shard,) = tmp_path.glob("data/*/shard-00000.parquet")
-    shard.write_bytes(shard.read_bytes()[:-100])
+    (part,) = tmp_path.glob("data/*/part-00000.parquet")
+    part.write_bytes(part.read_bytes()[:-100])
     monkeypatch.setattr(sys, "argv", ["train", *SMALL, "+debug=smoke", "run_dir=run", "sampling.max_documents=30",
                                       "sampling.windows_per_document=1"])  # fmt: skip
     capsys.readouterr()
     with pytest.raises(SystemExit):
         train.main()
-    assert "shard-00000.parquet is missing or corrupt: delete" in complaint(capsys.readouterr().err)
+    assert "part-00000.parquet is missing or corrupt: delete" in complaint(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()

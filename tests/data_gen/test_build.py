@@ -106,16 +106,6 @@ def test_what_stands_is_not_measured_again(
     assert (first / MANIFEST).stat().st_mtime_ns == written
 
 
-def test_rows_do_not_depend_on_shards(
-    small_config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = build(small_config())
-    monkeypatch.setattr("data_gen.build._FORWARDS_PER_SHARD", 2)
-    other = build(small_config(data_dir=f"{path.parent}-2"))
-    assert len(list(path.glob("*.parquet"))) == 1 < len(list(other.glob("*.parquet")))
-    assert rows_of(other) == rows_of(path)
-
-
 @pytest.mark.parametrize(("max_documents", "total"), [(3, 3), (40, 5)])
 def test_the_progress_bar_knows_how_much_there_is(
     small_config: Callable[..., BuildConfig],
@@ -172,7 +162,8 @@ def test_the_manifest_says_what_was_measured_and_opens_for_this_subject_only(
     loaded = load_hf_model(SubjectConfig())
     assert manifest["subject"] == loaded.identity.to_dict()
     assert manifest["counts"]["windows"] > 0
-    assert sum(shard["rows"] for shard in manifest["shards"]) == len(rows_of(path))
+    assert sum(part["rows"] for part in manifest["parts"]) == len(rows_of(path))
+    assert manifest["model"]["source"] == "bundled"
     dataset = open_dataset(path, loaded.identity.weights_hash, loaded.identity.tokenizer_hash)
     assert len(dataset.split("train")) == manifest["counts"]["train"]
     other = load_hf_model(SubjectConfig(source="random", architecture="llama")).identity
@@ -193,13 +184,22 @@ def test_failures_leave_nothing_behind(small_config: Callable[..., BuildConfig],
         build(small_config(corpus=corpus), subject)
     with pytest.raises(ValueError, match="out of range"):
         build(small_config(sites=SitesConfig(["L99"])))
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list((tmp_path / "data").rglob("*")) == []
+
+
+def test_null_takes_every_site_at_every_position(small_config: Callable[..., BuildConfig]) -> None:
+    sites = SitesConfig(["layers", "L3H2", "L0:2", "L1"], per_position=None)
+    rows = rows_of(build(small_config(sites=sites, sampling=SamplingConfig(max_documents=3))))
+    by_position: dict[tuple[str, int, int], list[str]] = {}
+    for row in rows:
+        by_position.setdefault((row["doc_id"], row["position"], hash(tuple(row["token_ids"]))), []).append(row["site"])
+    assert all(sites == ["L0", "L1", "L2", "L3", "L4", "L5", "L3H2", "L0:2"] for sites in by_position.values())
 
 
 def test_sites_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sites.names is empty: name at least one"):
         SitesConfig(names=[])
-    with pytest.raises(ValueError, match=r"sites.per_position must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"sites.per_position must be at least 1, or null for all .*, got 0"):
         SitesConfig(per_position=0)
 
 
