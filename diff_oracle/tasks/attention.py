@@ -107,7 +107,7 @@ class Habit:
     """What the training rows of a site hold."""
 
     usual: Usual
-    """Attended tokens, each with the share of the contexts holding it in which it is attended to."""
+    """Attended tokens, each with how often it is attended to where it is attended to or ignored."""
     answer: tuple[int, ...]
     """The best constant answer to an open question; empty for `ONLY_SINK`."""
     distance: str
@@ -158,19 +158,20 @@ class Attention:
         for site, labels, position, context in rows:
             only_sink = labels["sink_weight"] >= self.config.sink_only
             attended = [] if only_sink else self._attended(labels)
+            decided = [] if only_sink else [*attended, *self._ignored(labels, context.tolist())]
             distance = None if only_sink else distance_name(position - int(labels["attended_positions"][0]))
-            row = np.array(attended, dtype=np.int64), np.unique(context[1:]), only_sink, distance
+            row = np.array(attended, dtype=np.int64), np.array(decided, dtype=np.int64), only_sink, distance
             parts[site].append(row)
             parts[None].append(row)
         self.habits = {site: self._habit(part) for site, part in parts.items()}
 
     def _habit(self, rows: Sequence[Any]) -> Habit:
-        attended, contexts, only_sink, distances = zip(*rows, strict=True)
+        attended, decided, only_sink, distances = zip(*rows, strict=True)
         asked = self.config.num_asked
         answers = [ids[:asked].tolist() for ids, sink in zip(attended, only_sink, strict=True) if sink or len(ids)]
         near = Counter(name for name in distances if name is not None).most_common(1)
         return Habit(
-            Usual.of(attended, asked, contexts),
+            Usual.within(attended, decided),
             best_constant(answers, asked) if answers else (),
             near[0][0] if near else DISTANCES[0][0],
         )
@@ -259,17 +260,16 @@ class Attention:
         shares = token_shares(labels).items()
         return [token for token, share in shares if share >= self.config.min_share and self._allowed[token]]
 
-    def _ignored(self, record: Record) -> list[int]:
+    def _ignored(self, labels: Mapping[str, Any], context: Sequence[int]) -> list[int]:
         """The nameable tokens of the context that carry little, in ascending order.
 
         Only the strongest positions were kept: any other has at most the weight of the weakest of them, and all others
         together have what is left.
         """
-        labels = record.labels
         kept, rest = token_shares(labels), 1 - float(labels["sink_weight"])
         weakest = float(labels["attended_weights"][-1]) / rest
         left = max(0.0, 1 - sum(kept.values()))
-        unkept = Counter(record.token_ids[1:])
+        unkept = Counter(context[1:])
         unkept.subtract(int(token) for token in labels["attended_ids"])
         bound = LITTLE * self.config.min_share
         return [
@@ -283,24 +283,15 @@ class Attention:
     def _pair(self, record: Record, rng: np.random.Generator) -> tuple[int, int]:
         """A token that is attended to, and one of the same context that is not; the word "no" is never drawn.
 
-        Where the training rows offer no pair that the site's habit does not tell apart, the second is any such token of
-        the context; where the context has none, another one that the site, or any site, often attends to.
+        Where the context has no such token, another one that the site often attends to; where the training rows know
+        neither, any.
         """
         attended = [token for token in self._attended(record.labels) if token != self._no_id]
-        ignored = self._ignored(record)
-        everywhere, own = self.habits[None].usual, self.habits.get(record.site)
-        usual = own.usual if own else everywhere
-        pair = draw_pair(attended, usual, rng, among=ignored)
-        if pair:
-            return pair
-        if ignored:
-            return int(rng.choice(attended)), int(rng.choice(ignored))
-        context = [*record.token_ids, self._no_id]
-        elsewhere = draw_pair(attended, usual, rng, context) or draw_pair(attended, everywhere, rng, context)
-        if elsewhere:
-            return elsewhere
-        others = np.setdiff1d(np.flatnonzero(self._allowed), context)
-        return int(rng.choice(attended)), int(rng.choice(others))
+        ignored = self._ignored(record.labels, record.token_ids)
+        usual, barred = self.habits.get(record.site, self.habits[None]).usual, [*record.token_ids, self._no_id]
+        pair = draw_pair(attended, usual, rng, among=ignored) or draw_pair(attended, usual, rng, barred)
+        others = ignored or np.setdiff1d(np.flatnonzero(self._allowed), barred)
+        return pair or (int(rng.choice(attended)), int(rng.choice(others)))
 
     def _check_fitted(self) -> None:
         if not self.habits:

@@ -182,7 +182,7 @@ class LayerSkip:
         answers = {end: [self._answer(labels, end) for labels in rows] for end in self.open_kinds}
         return Habit(
             Usual.of(gained, asked),
-            Usual.of(winners, 1, [np.array([contest.challenger]) for contest in close]),
+            Usual.within(winners, [np.array([contest.challenger]) for contest in close]),
             closest,
             {end: best_constant([a for a in answers[end] if a is not None], asked) for end in self.open_kinds},
             Counter(self._size(labels) for labels in rows).most_common(1)[0][0],

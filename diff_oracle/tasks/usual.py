@@ -17,6 +17,7 @@ from diff_oracle.tasks.base import Phrasing, Question
 from diff_oracle.tasks.text import Text, parse_token_list
 
 NO = "no"
+PRIOR_ROWS = 8  # what a site's own rows must outweigh
 
 
 @dataclass(frozen=True)
@@ -29,31 +30,42 @@ class Usual:
     """Every token of some row, in ascending order."""
     shares: Float[np.ndarray, "token"]
     """The share of rows that hold it, among those that could."""
+    otherwise: float = 0.0
+    """The share of a token that no row could hold."""
 
     @classmethod
-    def of(
-        cls,
-        lists: Sequence[Int[np.ndarray, "_"]],
-        num_asked: int,
-        contexts: Sequence[Int[np.ndarray, "_"]] | None = None,
-    ) -> Usual:
-        """Counts rows' token lists; where a row can only hold tokens of its context, `contexts` has them, each once."""
-        none = np.empty(0, dtype=np.int64)
-        tokens, counts = np.unique(np.concatenate([none, *lists]), return_counts=True)
-        asked, often = np.unique(np.concatenate([none, *(row[:num_asked] for row in lists)]), return_counts=True)
+    def of(cls, lists: Sequence[Int[np.ndarray, "_"]], num_asked: int) -> Usual:
+        """Counts rows' token lists, each of which could hold any token."""
+        tokens, counts = _count(lists)
+        asked, often = _count([row[:num_asked] for row in lists])
         best = asked[np.argsort(-often, kind="stable")[:num_asked]]
-        chances: int | Int[np.ndarray, "token"] = len(lists)
-        if contexts is not None:
-            seen, times = np.unique(np.concatenate([none, *contexts]), return_counts=True)
-            chances = times[np.searchsorted(seen, tokens)]
-        return cls(tuple(best.tolist()), tokens, counts / chances)
+        return cls(tuple(best.tolist()), tokens, counts / len(lists))
+
+    @classmethod
+    def within(cls, lists: Sequence[Int[np.ndarray, "_"]], contexts: Sequence[Int[np.ndarray, "_"]]) -> Usual:
+        """Counts rows' token lists, each of which could only hold the tokens of its context, listed once each.
+
+        Most tokens stand in few contexts, so that shares are drawn towards their mean, as by `PRIOR_ROWS` more rows.
+        """
+        tokens, chances = _count(contexts)
+        counts = np.zeros(len(tokens))
+        held, times = _count(lists)
+        counts[np.searchsorted(tokens, held)] = times
+        mean = counts.sum() / chances.sum() if len(tokens) else 0.5
+        return cls((), tokens, (counts + PRIOR_ROWS * mean) / (chances + PRIOR_ROWS), float(mean))
 
     def share(self, wanted: Sequence[int] | Int[np.ndarray, "wanted"]) -> Float[np.ndarray, "wanted"]:
         """The share of rows that hold each wanted token, among those that could."""
         if not len(self.tokens):
-            return np.zeros(len(wanted))
+            return np.full(len(wanted), self.otherwise)
         place = np.minimum(np.searchsorted(self.tokens, wanted), len(self.tokens) - 1)
-        return np.where(self.tokens[place] == np.asarray(wanted), self.shares[place], 0.0)
+        return np.where(self.tokens[place] == np.asarray(wanted), self.shares[place], self.otherwise)
+
+
+def _count(lists: Sequence[Int[np.ndarray, "_"]]) -> tuple[Int[np.ndarray, "token"], Int[np.ndarray, "token"]]:
+    """The tokens of all lists, in ascending order, and how often each stands there."""
+    tokens, counts = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *lists]), return_counts=True)
+    return tokens, counts
 
 
 def draw_pair(
