@@ -3,8 +3,9 @@
     python benchmarks/labels.py [model=tiny]
 
 SmolLM2, documents of 128 tokens; every ratio is taken within this one run. `plain` is the Hugging Face model as it
-loads (its fastest attention, no hooks), with its head. Re-running a skip means a batch of texts up to the position,
-with a hook; the textbook way is one `run_with_cache` of everything with `use_attn_result`, and one run a skip.
+loads (its fastest attention, no hooks), with its head. A full run is a batch of all documents up to the position with a
+hook for one skip, its head at the position alone; ours has the pass over the text in it. The textbook way is one
+`run_with_cache` of everything with `use_attn_result`, and one run a skip.
 """
 
 import json
@@ -24,7 +25,7 @@ from diff_oracle.cli import compose
 from diff_oracle.provenance import provenance
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.subject.capture import read_diffs
-from diff_oracle.subject.forward import Forward, Query, forward
+from diff_oracle.subject.forward import Forward, Query, forward, last_hook
 from diff_oracle.subject.lens import direct_logit_shift, label_tokens, top_tokens
 from diff_oracle.subject.loading import load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
@@ -33,7 +34,7 @@ from diff_oracle.subject.skip import skip
 from diff_oracle.tasks import make_tasks
 
 DOCUMENTS, LENGTH, POSITIONS, SITES, ROUNDS = 16, 128, 4, 6, 3
-RERUNS = 4  # batches of full runs that are timed; the rest would cost the same
+RERUNS = 6  # batches of full runs that are timed; the rest would cost the same
 
 config = compose("build", BuildConfig, ["+task=[logit_lens,attention,layer_skip]", "model=smollm2_135m", *sys.argv[1:]])
 device, tasks, rng = pick_device(config.device), make_tasks(config.tasks), keyed_rng(0, "benchmark")
@@ -100,8 +101,11 @@ def rerun(rows: torch.Tensor, position: int, site: DiffSite) -> torch.Tensor:
         (f"{block}.hook_resid_pre", lambda value, hook: before.append(value.clone())),
         (f"blocks.{site.last_layer}.hook_resid_post", restore),
     ]
-    logits = subject.bridge.run_with_hooks(token_ids[rows, : position + 1], fwd_hooks=hooks.get(site.kind, through))
-    return logits[:, -1].float().log_softmax(-1)
+    last: list[torch.Tensor] = []
+    keep = (last_hook(subject), lambda value, hook: last.append(value[:, -1].float()))
+    with subject.bridge.hooks(fwd_hooks=[*hooks.get(site.kind, through), keep]):
+        subject.hf_model.base_model(input_ids=token_ids[rows, : position + 1], use_cache=False)
+    return subject.unembed(last[0]).log_softmax(-1)
 
 
 @torch.no_grad()
@@ -198,17 +202,20 @@ with torch.no_grad():
 layers, heads = queries_at(places, ["layers"]), queries_at(places, ["heads"])
 memory = peak_over_weights(heads)
 ours = seconds(lambda: lens_and_attention(layers))
-one_skip, rows = {}, torch.arange(DOCUMENTS)
-for name, queries in (("layers", layers), ("heads", heads)):
-    fast = seconds(lambda queries=queries: skips(queries), 1) / len(queries)
-    chosen = [queries[i] for i in rng.choice(len(queries), RERUNS, replace=False)]
-    slow = sum(seconds(lambda q=q: rerun(rows, q.position, q.site), 1) for q in chosen) / RERUNS / DOCUMENTS
-    one_skip[name] = {"ours": fast, "full run": slow, "variants": len(queries)}
+rows, skip_seconds, skip_ratios = torch.arange(DOCUMENTS), {}, {}
+for where, chosen_places in (("the last position", [(row, LENGTH - 1) for row in rows.tolist()]), ("drawn", places)):
+    for names in ("layers", "heads"):
+        queries = queries_at(chosen_places, [names])
+        fast = seconds(lambda queries=queries: skips(queries)) / len(queries)
+        few = [queries[i] for i in rng.choice(len(queries), RERUNS, replace=False)]
+        slow = sum(seconds(lambda q=q: rerun(rows, q.position, q.site), 1) for q in few) / RERUNS / DOCUMENTS
+        skip_seconds[f"{names}, {where}"] = {"ours": fast, "full run": slow, "skips": len(queries)}
+        skip_ratios[f"skips of all {names}, {where}: full run / ours"] = slow / fast
 windows = drawn_windows(DOCUMENTS)
 build = seconds(lambda: measure(subject, windows, tasks, allowed), 1)
 subject.bridge.cfg.use_attn_result = True
-few = windows[: DOCUMENTS // 4]
-book = seconds(lambda: textbook(few), 1) * DOCUMENTS / len(few)
+part = windows[: DOCUMENTS // 4]
+book = seconds(lambda: textbook(part), 1) * DOCUMENTS / len(part)
 result = {
     "model": subject.identity.name,
     "documents": DOCUMENTS,
@@ -216,15 +223,14 @@ result = {
     "positions a document": POSITIONS,
     "lens and attention labels of all layers / plain forward pass": ours / base,
     "lens and attention labels of all layers / plain forward pass without head": ours / body,
-    "skips of all layers: full run / ours": one_skip["layers"]["full run"] / one_skip["layers"]["ours"],
-    "skips of all heads: full run / ours": one_skip["heads"]["full run"] / one_skip["heads"]["ours"],
+    **skip_ratios,
     "three tasks, drawn sites: textbook / ours": book / build,
     "peak memory over the weights, all heads (GB)": memory,
     "seconds": {
         "plain": base,
         "plain without head": body,
         "labels": ours,
-        "one skip": one_skip,
+        "one skip": skip_seconds,
         "build": build,
         "textbook": book,
     },

@@ -12,7 +12,7 @@ from diff_oracle.subject.forward import Forward
 from diff_oracle.subject.lens import direct_logit_shift, top_tokens
 from diff_oracle.tasks.logit_lens import LogitLensConfig
 
-_CHUNK = 1024  # queries unembedded at once; bounds memory at 1024 x vocabulary floats
+_CHUNK_FLOATS = 2**23  # of one [query, vocab] tensor: bounds memory, and so small is used again instead of mapped anew
 
 
 def measure(
@@ -20,8 +20,9 @@ def measure(
 ) -> dict[str, list[Any]]:
     """The label columns, one row a query, strongest token first."""
     columns: dict[str, list[Any]] = {}
-    for start in range(0, len(captured.diff), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    chunk = max(1, _CHUNK_FLOATS // len(allowed))
+    for start in range(0, len(captured.diff), chunk):
+        part = slice(start, start + chunk)
         shift = direct_logit_shift(run.subject, captured.diff[part], captured.final_scale[part])
         tops = top_tokens(shift, allowed, config.k)
         for name in ("promoted_ids", "promoted_scores", "suppressed_ids", "suppressed_scores"):

@@ -39,6 +39,8 @@ class Prefix:
     values: list[Float[Tensor, "row kv_head pos d_head"]]
     masks: list[Tensor]
     """Each block's attention mask, [row, 1 or head, pos, pos]; blocks of one kind share one tensor."""
+    bare: bool
+    """Whether a block gives its residual and nothing else, so that one can be passed over."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def forward(
     attending = attention_layers(sites) if attention else []
     names = dict.fromkeys([last_hook(subject), *(name for site in sites for name in diff_hooks(subject, site))])
     names |= dict.fromkeys(name for layer in attending for name in head_hooks(subject, layer))
+    if prefix:  # skips begin at the block of their site
+        names |= dict.fromkeys(f"blocks.{site.layer}.hook_resid_pre" for site in sites)
     fwd_hooks: list[Any] = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
     for layer in attending:
         fwd_hooks += [
@@ -136,9 +140,9 @@ def forward(
     with subject.bridge.hooks(fwd_hooks=fwd_hooks):
         if prefix and "past_key_values" in inspect.signature(body.forward).parameters:
             cache = DynamicCache()  # no config: a layer with a sliding window must keep all of its keys, too
-            with _watching_masks(subject) as masks:
+            with _watching(subject) as (masks, outputs):
                 body(input_ids=token_ids, past_key_values=cache, use_cache=True)
-            left = _prefix(cache, masks, subject, token_ids)
+            left = _prefix(cache, masks, outputs, subject, token_ids)
         else:
             body(input_ids=token_ids, use_cache=False)
     return Forward(subject, token_ids, queries, rows, positions, place, kept, patterns, values, left)
@@ -201,39 +205,35 @@ def _check(subject: Subject, token_ids: Tensor, queries: Sequence[Query]) -> Non
 
 
 @contextmanager
-def _watching_masks(subject: Subject) -> Iterator[dict[int, Any]]:
-    """Gives a dictionary that fills with each block's attention mask."""
-    masks: dict[int, Any] = {}
-
-    def watch(module: object, args: object, kwargs: dict[str, Any], layer: int) -> None:
-        masks[layer] = kwargs.get("attention_mask")
-
-    handles = [
-        subject.bridge.blocks[layer].attn.register_forward_pre_hook(
-            lambda module, args, kwargs, layer=layer: watch(module, args, kwargs, layer), with_kwargs=True
-        )
-        for layer in range(subject.n_layers)
-    ]
+def _watching(subject: Subject) -> Iterator[tuple[list[Any], list[type]]]:
+    """Gives two lists that fill, block by block, with attention masks and with the types of what blocks return."""
+    masks: list[Any] = []
+    outputs: list[type] = []
+    handles = []
+    for block in subject.bridge.blocks:
+        handles += [
+            block.attn.register_forward_pre_hook(
+                lambda module, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True
+            ),
+            block.register_forward_hook(lambda module, args, output: outputs.append(type(output))),
+        ]
     try:
-        yield masks
+        yield masks, outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _prefix(cache: DynamicCache, masks: dict[int, Any], subject: Subject, token_ids: Tensor) -> Prefix | None:
+def _prefix(
+    cache: DynamicCache, masks: list[Any], outputs: list[type], subject: Subject, token_ids: Tensor
+) -> Prefix | None:
     """What the run left, or None where it is not keys, values and a mask for every block and position."""
     num_rows, width = token_ids.shape
-    if len(cache.layers) != subject.n_layers:
-        return None
     keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
     whole = all(
         isinstance(x, Tensor) and x.ndim == 4 and (x.shape[0], x.shape[2]) == (num_rows, width) for x in keys + values
     )
-    seen: list[Any] = [masks.get(layer) for layer in range(subject.n_layers)]
-    masked = all(
-        isinstance(mask, Tensor) and mask.ndim == 4 and tuple(mask.shape[-2:]) == (width, width) for mask in seen
-    )
-    if not whole or not masked:
+    masked = all(isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2:] == (width, width) for mask in masks)
+    if not whole or not masked or not len(keys) == len(masks) == subject.n_layers:
         return None
-    return Prefix(keys, values, seen)
+    return Prefix(keys, values, masks, bare=all(issubclass(kind, Tensor) for kind in outputs))

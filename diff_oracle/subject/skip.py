@@ -31,7 +31,7 @@ Where = tuple[Int[Tensor, "place"], ...]
 # What bounds the memory of a pass, beside the weights.
 _TOKENS = 4096
 _SCORE_BYTES = 2**28
-_BRANCHES = 128  # of one row in one pass
+_BRANCHES = 64  # of one row in one pass
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
@@ -57,19 +57,24 @@ def skip(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
 
 
 def _branches(run: Forward, prefix: Prefix) -> Float[Tensor, "query d_model"] | None:
-    """Scope `position`, all skips of a row in one decode step; None where the branch without a skip goes astray."""
+    """Scope `position`, the skips of a row in few decode steps; None where the branch without a skip goes astray."""
     subject = run.subject
     control = len(run.queries)  # the number of the branch that skips nothing, at the last place
     sites: list[DiffSite | None] = [*(query.site for query in run.queries), None]
+    layers = [query.site.layer for query in run.queries]
+    layers.append(min(layers))
     place = torch.cat([run.place, run.positions.argmax(0, keepdim=True)])
     by_row: dict[int, list[int]] = defaultdict(list)
     for i, row in enumerate(run.rows[place].tolist()):
         by_row[row].append(i)
+    # Before the block of its site nothing differs: branches that begin late stand together and begin there.
     pieces = [
-        (row, branches[start : start + _BRANCHES])
+        (row, ordered[start : start + _BRANCHES])
         for row, branches in by_row.items()
-        for start in range(0, len(branches), _BRANCHES)
+        for ordered in [sorted(branches, key=lambda i: layers[i])]
+        for start in range(0, len(ordered), _BRANCHES)
     ]
+    pieces.sort(key=lambda piece: layers[piece[1][0]])
     residuals = torch.empty(len(place), subject.d_model, device=subject.device)
     width = max(len(branches) for _, branches in pieces)
     score_bytes = 4 * subject.n_heads * width * (run.token_ids.shape[1] + width)
@@ -80,11 +85,12 @@ def _branches(run: Forward, prefix: Prefix) -> Float[Tensor, "query d_model"] | 
         # A shorter piece is filled up with its first branch; what that computes is not read.
         branch = torch.tensor([b + b[:1] * (width - len(b)) for _, b in batch], device=subject.device)
         real = [(i, j, b) for i, (_, branches) in enumerate(batch) for j, b in enumerate(branches)]
-        where: dict[DiffSite, list[tuple[int, int]]] = defaultdict(list)
+        where: dict[DiffSite, list[tuple[int, ...]]] = defaultdict(list)
         for i, j, b in real:
             if (site := sites[b]) is not None:
                 where[site].append((i, j))
-        final = _decode(run, prefix, rows, run.positions[place[branch]], _index(where, subject))
+        first = layers[batch[0][1][0]] if prefix.bare else 0
+        final = _decode(run, prefix, rows, place[branch], first, _index(where, subject))
         i, j, b = torch.tensor(real, device=subject.device).T
         residuals[b] = final[i, j]
     expected = run.final[place[control]]
@@ -93,15 +99,46 @@ def _branches(run: Forward, prefix: Prefix) -> Float[Tensor, "query d_model"] | 
 
 
 def _decode(
-    run: Forward, prefix: Prefix, rows: Int[Tensor, "piece"], positions: Int[Tensor, "piece branch"], where: Any
+    run: Forward,
+    prefix: Prefix,
+    rows: Int[Tensor, "piece"],
+    place: Int[Tensor, "piece branch"],
+    first: int,
+    where: dict[DiffSite, Where],
 ) -> Float[Tensor, "piece branch d_model"]:
-    """The last residual of tokens that each continue a row's text up to their own position."""
-    cache = _SharedPrefix(prefix, rows)
-    tokens = run.token_ids[rows[:, None], positions]
-    with _masks(run.subject, _branch_masks(prefix, rows, positions)):
+    """The last residual of tokens that each continue a row's text up to their own place, from block `first` on."""
+    positions = run.positions[place]
+    with _masks(run.subject, _branch_masks(prefix, rows, positions)), _from_block(run, place, first):
         return _final_residual(
-            run.subject, where, input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True
+            run.subject,
+            where,
+            input_ids=run.token_ids[rows[:, None], positions],
+            position_ids=positions,
+            past_key_values=_SharedPrefix(prefix, rows),
+            use_cache=True,
         )
+
+
+@contextmanager
+def _from_block(run: Forward, place: Int[Tensor, "piece branch"], first: int) -> Iterator[None]:
+    """Passes over the blocks before `first`, which gets what it got in the run."""
+    if first == 0:
+        yield
+        return
+    start = run.kept[f"blocks.{first}.hook_resid_pre"][place].to(run.subject.hf_model.dtype)
+    over = [block.original_component for block in run.subject.bridge.blocks[:first]]
+    shadowed = [vars(component).get("forward") for component in over]  # a module may have one of its own already
+    for component in over:
+        component.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    try:
+        with run.subject.bridge.hooks(fwd_hooks=[(f"blocks.{first}.hook_resid_pre", lambda value, hook: start)]):
+            yield
+    finally:
+        for component, own in zip(over, shadowed, strict=True):
+            if own is None:
+                del component.forward
+            else:
+                component.forward = own
 
 
 class _SharedPrefix(DynamicCache):
