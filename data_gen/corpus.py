@@ -162,7 +162,7 @@ def _hub(config: CorpusConfig) -> Iterator[Document]:
     try:
         rows = load_dataset(config.hub_name, config.hub_config, split=config.hub_split, streaming=True)
         for index, row in enumerate(rows):
-            if text := text_in(row, config.text_column, f"{config.hub_name} row {index}").strip():
+            if text := text_in(row, config.text_column, f"{config.hub_name} row {index}"):
                 yield Document(f"{config.hub_name}/{config.hub_split}/{index}", text)
     except _NETWORK_ERRORS as error:
         first_line = str(error).partition("\n")[0]

@@ -85,7 +85,7 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
 
 def _numbered(name: str, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
     """(NAME#ROW, text): blank texts are left out but counted."""
-    return ((f"{name}#{row}", text.strip()) for row, text in enumerate(texts) if text.strip())
+    return ((f"{name}#{row}", text) for row, text in enumerate(texts) if text)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -139,7 +139,8 @@ def _parquet_rows(file: Path, column: str) -> Iterator[str]:
             # Of a column that is not there, the first batch's check tells; a file may have no row.
             wanted = [column] if column in opened.schema_arrow.names else None
             row = 0
-            for batch in opened.iter_batches(_PARQUET_BATCH_ROWS, columns=wanted):
+            # With threads, what arrow holds grows with every row group that was read.
+            for batch in opened.iter_batches(_PARQUET_BATCH_ROWS, columns=wanted, use_threads=False):
                 for values in batch.to_pylist():
                     yield text_in(values, column, f"{file} row {row}")
                     row += 1
@@ -153,7 +154,7 @@ def _parquet_rows(file: Path, column: str) -> Iterator[str]:
 
 
 def text_in(row: Mapping[str, Any], column: str, place: str) -> str:
-    """The text in a row's column; `place` is what an error calls the row.
+    """The text in a row's column without white space around it; `place` is what an error calls the row.
 
     Raises:
         ValueError: The row has no such column, or something else than text in it.
@@ -162,4 +163,4 @@ def text_in(row: Mapping[str, Any], column: str, place: str) -> str:
         raise ValueError(f"{place} has no column {column!r}: choose corpus.text_column from {', '.join(row)}")
     if not isinstance(row[column], str):
         raise ValueError(f"{place}: column {column!r} holds a {type(row[column]).__name__}, expected text")
-    return row[column]
+    return str(row[column]).strip()

@@ -15,7 +15,8 @@ SMALL = ["+task=logit_lens", "sampling.max_documents=30", "sampling.windows_per_
 Refused = Callable[..., str]
 # A build's own progress: its bars and the line that says where the dataset is.
 PROGRESS = re.compile(
-    r"(measuring|reading|Loading weights): +(\d+%\|.*|\d+ documents .*)\[.*\]|dataset: (building \S+|\S+ \(already there\))"
+    r"(measuring|reading|Loading weights): +(\d+%\|.*|\d+ documents .*)\[.*\]"
+    r"|dataset: (building \S+|\S+ \(already there\))"
 )
 
 
@@ -69,10 +70,10 @@ def test_wrong_settings(refused: Refused, override: str, said: str) -> None:
 
 
 def test_unknown_and_missing_tasks_are_answered_with_the_list(refused: Refused) -> None:
-    assert refused("data_dir=data") == "error: no task: add +task=NAME (choose from logit_lens, attention, layer_skip)"
+    assert refused("data_dir=data") == "error: no task: add +task=NAME (choose from attention, layer_skip, logit_lens)"
     assert (
         refused("+task=rhyme", "data_dir=data")
-        == "error: unknown task 'rhyme': choose from logit_lens, attention, layer_skip"
+        == "error: unknown task 'rhyme': choose from attention, layer_skip, logit_lens"
     )
 
 

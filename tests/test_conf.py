@@ -29,7 +29,7 @@ def test_every_choice_composes(choice: str) -> None:
 
 @pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("build", BuildConfig)])
 def test_commands_that_measure_want_a_task(name: str, schema: type) -> None:
-    with pytest.raises(ValueError, match=r"no task: add \+task=NAME \(choose from logit_lens, attention, layer_skip\)"):
+    with pytest.raises(ValueError, match=r"no task: add \+task=NAME \(choose from attention, layer_skip, logit_lens\)"):
         compose(name, schema)
 
 
