@@ -84,3 +84,31 @@ def layer_skip(base: Mapping[int, float], skipped: Mapping[int, float], kl: floa
     for name, order in (("gained", rising), ("lost", rising[::-1])):
         labels |= {f"{name}_ids": order[:k], f"{name}_deltas": [deltas[t] for t in order[:k]]}
     return labels
+
+
+def mixed_records(number: int, seed: int = 0) -> list[Record]:
+    """Rows with labels of every task: layers, heads, and MLPs, which have no attention label."""
+    rng = np.random.default_rng(seed)
+    names = np.flatnonzero(VOCABULARY.allowed.numpy())[:80]
+    rows = []
+    for i in range(number):
+        site = ("L1", "L0H1", "L1.mlp")[i % 3]
+        context = [1, *rng.choice(names, 12).tolist()]
+        weights = rng.dirichlet(np.full(13, 0.4))
+        positions = sorted(range(1, 13), key=lambda p, weights=weights: -weights[p])[:10]
+        ends = rng.choice(names, 16, replace=False).tolist()
+        runs = [dict(zip(rng.choice(names, 6, replace=False).tolist(), rng.dirichlet(np.ones(6)), strict=True))] * 2
+        runs[1] = {**runs[0], **dict(zip(rng.choice(names, 3, replace=False).tolist(), rng.random(3), strict=True))}
+        total = sum(runs[1].values())
+        runs[1] = {token: share / total for token, share in runs[1].items()}
+        seen = attention(positions, [context[p] for p in positions], weights[positions].tolist(), float(weights[0]))
+        labels = {
+            "promoted_ids": ends[:8],
+            "promoted_scores": [1.0] * 8,
+            "suppressed_ids": ends[8:],
+            "suppressed_scores": [-1.0] * 8,
+            **(attention([], [], [], sink=None) if site == "L1.mlp" else seen),
+            **layer_skip(*runs, kl=float(rng.choice([0.01, 0.2, 1.0]))),
+        }
+        rows.append(make_record(labels, site, context))
+    return rows

@@ -1,0 +1,141 @@
+"""Several tasks at once: what is asked of which row, under which sign, and a run through training and evaluation."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, selection_metric, selection_scores
+from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.injection import InjectionConfig
+from diff_oracle.oracle.model import Oracle, OracleConfig
+from diff_oracle.oracle.prompt import PromptBuilder, PromptConfig
+from diff_oracle.records import DiffDataset, RecordSet
+from diff_oracle.subject.loading import SubjectConfig
+from diff_oracle.tasks import TASKS, Task, make_tasks
+from diff_oracle.tasks.attention import PHRASINGS as ATTENTION
+from diff_oracle.tasks.layer_skip import PHRASINGS as LAYER_SKIP
+from diff_oracle.tasks.logit_lens import PHRASINGS as LOGIT_LENS
+from diff_oracle.training.examples import ExampleDataset
+from diff_oracle.training.sft import TrainingConfig, train_oracle
+from tests.tasks.made import VOCABULARY, attention, make_record, make_rows, mixed_records
+
+OPTIONS = {"logit_lens": {"k": 8, "num_asked": 3}, "attention": {}, "layer_skip": {}}
+WORDINGS = {
+    wording.split("{")[0]: (task, kind)
+    for task, phrasings in (("logit_lens", LOGIT_LENS), ("attention", ATTENTION), ("layer_skip", LAYER_SKIP))
+    for kind, wordings in phrasings.items()
+    for wording in wordings["seen"]
+}
+LONGEST_FIRST = sorted(WORDINGS, key=len, reverse=True)
+
+
+def fitted(records: RecordSet, *names: str) -> list[Task]:
+    tasks = make_tasks({name: OPTIONS[name] for name in names})
+    for task in tasks:
+        task.fit(records, VOCABULARY)
+    return tasks
+
+
+def examples_of(
+    records: RecordSet, *names: str, length: int = 1500, lists: float = 0.0, one: float = 0.0, text: float = 0.0
+) -> list[list[tuple[str, str, bytes | None]]]:
+    """(task, kind, diff) of each question of each group."""
+    prompts = PromptBuilder(VOCABULARY, PromptConfig(), 2, len(records[0].diff))
+    examples = ExampleDataset(records, fitted(records, *names), prompts, length // 2, 2, 0, text, 0.0, 2, lists, one)
+    groups = []
+    for group in (examples[i] for i in range(length)):
+        asked = [VOCABULARY.show(tuple(e.prompt.ids[e.prompt.shared :])) for e in group]
+        found = [WORDINGS[next(w for w in LONGEST_FIRST if question.startswith(w))] for question in asked]
+        diffs = [None if e.prompt.diff is None else e.prompt.diff.tobytes() for e in group]
+        groups.append([(*name, diff) for name, diff in zip(found, diffs, strict=True)])
+    return groups
+
+
+@pytest.fixture(scope="module")
+def records() -> RecordSet:
+    return make_rows(mixed_records(120), *TASKS)
+
+
+def test_only_logit_lens_is_asked_about_flipped_diffs_and_every_task_keeps_its_share(records: RecordSet) -> None:
+    site_of = {(sign * records[i].diff).tobytes(): (records[i].site, sign) for i in range(120) for sign in (1, -1)}
+    kinds, signs = Counter[str](), Counter[int]()
+    for group in examples_of(records, *TASKS, length=3000):
+        assert len({diff for _, _, diff in group}) == 1
+        for task, kind, diff in group:
+            assert diff is not None
+            site, sign = site_of[diff]
+            assert sign == 1 or task == "logit_lens"
+            assert site != "L1.mlp" or task != "attention"
+            assert task != "attention" or kind in ATTENTION
+            kinds[kind] += 1
+            if task == "logit_lens":
+                signs[sign] += 1
+    assert kinds["promoted"] == pytest.approx(kinds["gained"], rel=0.15)  # of one share; any row can be asked either
+    assert signs[1] / signs.total() == pytest.approx(0.5, abs=0.05)
+
+
+def test_rows_without_a_label_are_never_drawn(records: RecordSet) -> None:
+    site_of = {records[i].diff.tobytes(): records[i].site for i in range(120)}
+    groups = examples_of(records, "attention", length=400)
+    seen = Counter(diff for group in groups[:80] for diff in {diff for _, _, diff in group})
+    assert {site_of[diff] for diff in seen if diff} == {"L1", "L0H1"}
+    assert set(seen.values()) == {1}  # the first pass shows each of the 80 rows once
+    mlp = make_record(attention([], [], [], sink=None), site="L1.mlp")
+    (task,) = fitted(records, "attention")
+    with pytest.raises(ValueError, match="none of the 8 training rows can be asked about attention"):
+        prompts = PromptBuilder(VOCABULARY, PromptConfig(), 2, 4)
+        ExampleDataset(make_rows([mlp] * 8, "attention"), [task], prompts, 1, 2, 0, 0.0, 0.0, 2, 0.0, 0.0)
+
+
+def test_lists_come_first_where_a_row_has_one(records: RecordSet) -> None:
+    groups = examples_of(records, *TASKS, length=400, lists=0.5, one=0.25)
+    opens = {name: task.open_kinds for name, (task, _) in TASKS.items()}
+    for task, kind, _ in (question for group in groups[:100] for question in group):
+        assert kind == opens[task][0]
+    assert {kind for group in groups[:200] for _, kind, _ in group} == {
+        kind for kinds in opens.values() for kind in kinds
+    }
+    assert {kind for group in groups[200:] for _, kind, _ in group} == {
+        kind for kinds in TASKS.values() for kind in kinds[0].kinds
+    }
+    # No token of this row has its share: only the distance can be asked.
+    diffuse = make_record(attention([5], [503], [0.02], sink=0.1))
+    lists = examples_of(make_rows([diffuse] * 4, "attention"), "attention", length=8, lists=1.0, one=1.0)
+    assert {kind for group in lists for _, kind, _ in group} == {"distance"}
+
+
+def test_without_a_diff_tasks_are_asked_by_their_shares(records: RecordSet) -> None:
+    groups = examples_of(records, "logit_lens", "layer_skip", length=1500, text=0.999)
+    kinds = Counter(kind for group in groups for _, kind, diff in group if diff is None)
+    assert kinds["promoted"] == pytest.approx(kinds["gained"], rel=0.2)
+
+
+def test_all_tasks_train_and_are_evaluated() -> None:
+    parts = LoraOptions(rank=2), PromptConfig(), InjectionConfig()
+    oracle = Oracle.create(SubjectConfig(), OracleConfig(*parts))
+    width = oracle.identity.d_model
+    splits = {
+        split: make_rows(mixed_records(48, seed), *TASKS, width=width)
+        for seed, split in enumerate(("train", "select", "test"))
+    }
+    dataset = DiffDataset(Path("made"), {"counts": {}}, splits)
+    tasks = fitted(dataset.split("train"), *TASKS)
+
+    def measure(oracle: Oracle) -> dict[str, float]:
+        return selection_scores(oracle, dataset, tasks, 3, 16, 0)
+
+    config = TrainingConfig(steps=2, batch_size=4, evaluations=1, lists_first=0.5)
+    history = train_oracle(oracle, dataset.split("train"), tasks, config, 0, measure)
+    assert np.isfinite([entry["loss"] for entry in history if "loss" in entry]).all()
+    (measured,) = (e for e in history if "select/logit_lens/promoted/matched" in e)
+    measured = {name: score for name, score in measured.items() if name.startswith("select/")}
+    kinds = {(task.name, kind) for task in tasks for kind in task.kinds}
+    controls = ("matched", "shuffled")
+    assert set(measured) == {f"select/{task}/{kind}/{control}" for task, kind in kinds for control in controls}
+    assert np.isfinite(selection_metric(measured))
+    asked = EvaluationConfig(num_rows=6, batch_size=32, resamples=20, controls=["text_only", "site_prior"])
+    results = evaluate(oracle, dataset, tasks, asked, "test", 0)
+    assert {(r.task, r.question) for r in results if "held-out" not in r.question} == kinds
+    assert {r.control for r in results if " - " not in r.control} == {"matched", "text_only", "site_prior"}
