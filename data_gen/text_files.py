@@ -139,11 +139,11 @@ def _parquet_rows(file: Path, column: str) -> Iterator[str]:
             # Of a column that is not there, the first batch's check tells; a file may have no row.
             wanted = [column] if column in opened.schema_arrow.names else None
             row = 0
-            # With threads, what arrow holds grows with every row group that was read.
-            for batch in opened.iter_batches(_PARQUET_BATCH_ROWS, columns=wanted, use_threads=False):
-                for values in batch.to_pylist():
-                    yield text_in(values, column, f"{file} row {row}")
-                    row += 1
+            for group in range(opened.num_row_groups):  # asked for all at once, arrow holds on to some of each
+                for batch in opened.iter_batches(_PARQUET_BATCH_ROWS, row_groups=[group], columns=wanted):
+                    for values in batch.to_pylist():
+                        yield text_in(values, column, f"{file} row {row}")
+                        row += 1
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # a real one, not arrow's own use of it
             raise
