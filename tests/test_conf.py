@@ -7,7 +7,7 @@ import pytest
 from data_gen.build import BuildConfig
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
-from diff_oracle.tasks import TASKS
+from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -31,6 +31,14 @@ def test_every_choice_composes(choice: str) -> None:
 def test_commands_that_measure_want_a_task(name: str, schema: type) -> None:
     with pytest.raises(ValueError, match=r"no task: add \+task=NAME \(choose from attention, layer_skip, logit_lens\)"):
         compose(name, schema)
+
+
+@pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("build", BuildConfig)])
+def test_tasks_compose_together(name: str, schema: type[BuildConfig]) -> None:
+    config = compose(name, schema, ["+task=[logit_lens,attention,layer_skip]", "tasks.layer_skip.small_kl=0.1"])
+    assert list(config.tasks) == ["logit_lens", "attention", "layer_skip"]
+    assert [task.name for task in make_tasks(config.tasks)] == list(config.tasks)
+    assert config.tasks["layer_skip"]["small_kl"] == 0.1
 
 
 def test_evaluate_composes() -> None:

@@ -52,6 +52,20 @@ def test_rows_without_a_partner_are_left_out_and_none_at_all_is_an_error() -> No
         draw_rows(row_set(["a", "a", "b"], ["L0", "L0", "L1"]), 10, seed=0)
 
 
+def test_rows_are_drawn_among_those_that_can_be_asked_and_partners_among_all() -> None:
+    doc_ids, sites = [f"doc{i}" for i in range(40)], ["L0", "L1"] * 20
+    records, every = row_set(doc_ids, sites), np.ones(40, dtype=bool)
+    for left, right in zip(draw_rows(records, 9, seed=0), draw_rows(records, 9, seed=0, askable=every), strict=True):
+        np.testing.assert_array_equal(left, right)
+    askable = np.arange(40) < 6
+    rows, partners = draw_rows(records, 40, seed=0, askable=askable)
+    assert sorted(rows) == list(range(6))
+    assert any(partner >= 6 for partner in partners)
+    assert all(sites[row] == sites[partner] for row, partner in zip(rows, partners, strict=True))
+    rows, partners = draw_rows(records, 40, seed=0, askable=~every)
+    assert len(rows) == len(partners) == 0
+
+
 def asked(prompts: PromptBuilder, control: str, seed: int = 0) -> list[Prompt]:
     return control_prompts(control, prompts, RECORDS, PARTNERS, QUESTIONS, seed)
 

@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 
-from diff_oracle.evaluation.metrics import MIN_GROUP_DOCS, EvaluationConfig, Result, _summarise, selection_metric
+from diff_oracle.evaluation.metrics import (
+    MIN_GROUP_DOCS,
+    EvaluationConfig,
+    Result,
+    _summarise,
+    asked_rows,
+    selection_metric,
+)
 from diff_oracle.records import Record
 from diff_oracle.tasks import Question
+from diff_oracle.tasks.attention import Attention
+from tests.tasks.made import VOCABULARY, attention, make_record, make_rows
 
 CONTROLS = ("matched", "shuffled", "site_prior")
 
@@ -61,6 +70,30 @@ def test_few_documents_in_all_still_give_numbers() -> None:
 def test_the_selection_metric_is_the_mean_gap_to_shuffled() -> None:
     scores = {"select/t/a/matched": 0.9, "select/t/a/shuffled": 0.5, "select/t/b/matched": 0.4}
     assert selection_metric({**scores, "select/t/b/shuffled": 0.4}) == pytest.approx(0.2)
+
+
+def test_every_kind_is_asked_of_rows_that_have_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    layer = make_record(attention([1, 2], [501, 502], [0.8, 0.2]))
+    sink = make_record(attention([1], [501], [0.01], sink=0.98))
+    mlp = make_record(attention([], [], [], sink=None), site="L1.mlp")
+    task = Attention()
+    task.fit(make_rows([layer, sink, mlp], "attention"), VOCABULARY)
+    records = make_rows([layer, mlp, sink, mlp] * 5, "attention", per_document=2)
+    drawn = {kind: (rows, partners) for _, kind, rows, partners in asked_rows(records, [task], 20, seed=0)}
+    assert {kind: len(rows) for kind, (rows, _) in drawn.items()} == {
+        "attended": 10, "yes_no": 5, "choice": 5, "distance": 5,
+    }  # fmt: skip
+    for kind, (rows, partners) in drawn.items():
+        assert all(kind in task.kinds_for(row) for row in rows)
+        assert all(
+            row.site == partner.site and row.doc_id != partner.doc_id
+            for row, partner in zip(rows, partners, strict=True)
+        )
+    sinks = make_rows([sink, mlp] * 4, "attention", per_document=2)
+    assert [kind for _, kind, *_ in asked_rows(sinks, [task], 20, seed=0)] == ["attended"]
+    assert "no row can be asked attention/choice: it is left out" in caplog.text
+    with pytest.raises(ValueError, match="none of 4 rows can be asked about attention"):
+        next(asked_rows(make_rows([mlp] * 4, "attention"), [task], 20, seed=0))
 
 
 @pytest.mark.parametrize("name", ["num_rows", "curve_rows", "selection_rows", "batch_size", "resamples"])

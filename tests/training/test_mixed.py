@@ -135,7 +135,7 @@ def test_all_tasks_train_and_are_evaluated() -> None:
     controls = ("matched", "shuffled")
     assert set(measured) == {f"select/{task}/{kind}/{control}" for task, kind in kinds for control in controls}
     assert np.isfinite(selection_metric(measured))
-    asked = EvaluationConfig(num_rows=6, batch_size=32, resamples=20, controls=["text_only", "site_prior"])
+    asked = EvaluationConfig(num_rows=6, batch_size=32, resamples=20, controls=["site_prior"])
     results = evaluate(oracle, dataset, tasks, asked, "test", 0)
     assert {(r.task, r.question) for r in results if "held-out" not in r.question} == kinds
-    assert {r.control for r in results if " - " not in r.control} == {"matched", "text_only", "site_prior"}
+    assert {r.control for r in results if " - " not in r.control} == {"matched", "site_prior"}
