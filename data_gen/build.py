@@ -2,6 +2,7 @@
 
     python -m data_gen.build +task=logit_lens model=tiny corpus=pydoc sites=mixed data_dir=data
     python -m data_gen.build +task=logit_lens shard=3/16          # one of sixteen jobs, in any order, side by side
+    python -m data_gen.build -m shard=1/2,2/2 hydra/launcher=submitit_slurm +task=logit_lens        # a Slurm job each
     accelerate launch --num_processes 4 -m data_gen.build +task=logit_lens             # a shard a process and GPU
 
 One forward pass a window of text serves every site and task. Documents are measured in parts of a fixed number, and no
@@ -230,4 +231,7 @@ def run(config: BuildConfig) -> None:
 main = entry_point("build", BuildConfig, run)
 
 if __name__ == "__main__":
-    main()
+    # By its name: a cluster's job imports what it runs, and its own __main__ is another.
+    from data_gen import build as this_module
+
+    this_module.main()

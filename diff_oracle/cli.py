@@ -62,7 +62,7 @@ def entry_point(
     def main() -> None:
         folder = conf_dir or find_conf_dir()
         wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-        failed = False
+        failed, launcher = False, os.getpid()
         # Hydra makes the folder of a run before it calls anything of ours.
         there_before = {path for path in _named_run_dirs(sys.argv[1:]) if path.is_dir()}
 
@@ -85,8 +85,10 @@ def entry_point(
             except EXPECTED_ERRORS as error:
                 if wants_traceback:
                     raise
-                report(error)
                 tidy_up()
+                if os.getpid() != launcher:  # a cluster's job: its stderr is a file, so the launcher says it
+                    raise
+                report(error)
                 return None
             except KeyboardInterrupt:
                 if not wants_traceback:
