@@ -30,7 +30,7 @@ class EvaluationConfig:
     """How much is asked."""
 
     num_rows: int = 600
-    """Rows of split `test`; a third of them is asked in held-out wordings."""
+    """Rows of split `test` for a kind of question; a third of them is asked in held-out wordings."""
     curve_rows: int = 96
     """Rows of split `select` for a point of the learning curve."""
     selection_rows: int = 300

@@ -93,15 +93,15 @@ def draw_learning_curve(history: Sequence[Mapping[str, float]], file: Path) -> N
     left.set(xlabel="step", ylabel="training loss (nats a token)", ylim=(0, None))
     measured = [entry for entry in history if any(name.startswith("select/") for name in entry)]
     names = [name for name in (measured[0] if measured else {}) if name.startswith("select/")]
-    colours = {question: f"C{i}" for i, question in enumerate(dict.fromkeys(n.rsplit("/", 1)[0] for n in names))}
+    places = {question: i for i, question in enumerate(dict.fromkeys(n.rsplit("/", 1)[0] for n in names))}
     for name in names:
         question, control = name.rsplit("/", 1)
         style = (
             {"linestyle": "-", "label": question.removeprefix("select/")} if control == MATCHED else {"linestyle": ":"}
         )
-        right.plot(
-            [e["step"] for e in measured], [e[name] for e in measured], color=colours[question], marker=".", **style
-        )
+        cycle, place = divmod(places[question], 10)  # there are ten colours
+        style |= {"color": f"C{place}", "marker": ".xs"[cycle]}
+        right.plot([e["step"] for e in measured], [e[name] for e in measured], **style)
     right.set(xlabel="step", ylabel="score on split select (dotted: shuffled)", ylim=(0, 1))
     if names:
         right.legend(fontsize="small")

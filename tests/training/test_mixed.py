@@ -61,7 +61,7 @@ def records() -> RecordSet:
 def test_only_logit_lens_is_asked_about_flipped_diffs_and_every_task_keeps_its_share(records: RecordSet) -> None:
     site_of = {(sign * records[i].diff).tobytes(): (records[i].site, sign) for i in range(120) for sign in (1, -1)}
     kinds, signs = Counter[str](), Counter[int]()
-    for group in examples_of(records, *TASKS, length=3000):
+    for group in examples_of(records, *TASKS, length=1500):
         assert len({diff for _, _, diff in group}) == 1
         for task, kind, diff in group:
             assert diff is not None
@@ -72,7 +72,7 @@ def test_only_logit_lens_is_asked_about_flipped_diffs_and_every_task_keeps_its_s
             kinds[kind] += 1
             if task == "logit_lens":
                 signs[sign] += 1
-    assert kinds["promoted"] == pytest.approx(kinds["gained"], rel=0.15)  # of one share; any row can be asked either
+    assert kinds["promoted"] == pytest.approx(kinds["gained"], rel=0.2)  # of one share; any row can be asked either
     assert signs[1] / signs.total() == pytest.approx(0.5, abs=0.05)
 
 
@@ -107,7 +107,7 @@ def test_lists_come_first_where_a_row_has_one(records: RecordSet) -> None:
 
 
 def test_without_a_diff_tasks_are_asked_by_their_shares(records: RecordSet) -> None:
-    groups = examples_of(records, "logit_lens", "layer_skip", length=1500, text=0.999)
+    groups = examples_of(records, "logit_lens", "layer_skip", length=900, text=0.999)
     kinds = Counter(kind for group in groups for _, kind, diff in group if diff is None)
     assert kinds["promoted"] == pytest.approx(kinds["gained"], rel=0.2)
 
