@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Bool
 from torch import Tensor
 
-from diff_oracle.subject.attention import attended
+from diff_oracle.subject.attention import Weighting, attended
 from diff_oracle.subject.capture import Captured
 from diff_oracle.subject.forward import Forward
 from diff_oracle.tasks.attention import AttentionConfig
@@ -17,7 +17,7 @@ def measure(
     run: Forward, captured: Captured, allowed: Bool[Tensor, "vocab"], config: AttentionConfig
 ) -> dict[str, list[Any]]:
     """The label columns, one row a query, the most attended position first; a repeated token stands once a position."""
-    shares = attended(run, config.weighting)
+    shares = attended(run, cast(Weighting, config.weighting))  # the config has checked it
     sink, sources = shares[:, 0], shares[:, 1:].nan_to_num(0)
     top = sources.topk(min(config.k, sources.shape[1]))
     positions = top.indices + 1

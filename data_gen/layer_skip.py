@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diff_oracle.subject.capture import Captured
 from diff_oracle.subject.forward import Forward
-from diff_oracle.subject.skip import skip
+from diff_oracle.subject.skip import Scope, skip
 from diff_oracle.tasks.layer_skip import LayerSkipConfig
 
 _CHUNK_FLOATS = 2**23  # of one [query, vocab] tensor: bounds memory, and so small is used again instead of mapped anew
@@ -21,7 +21,7 @@ def measure(
     run: Forward, captured: Captured, allowed: Bool[Tensor, "vocab"], config: LayerSkipConfig
 ) -> dict[str, list[Any]]:
     """The label columns, one row a query, strongest token first."""
-    residuals = skip(run, config.scope)
+    residuals = skip(run, cast(Scope, config.scope))  # the config has checked it
     order = run.place.argsort(stable=True)  # a place's queries side by side: they share the base distribution
     columns: dict[str, list[Tensor]] = {}
     for part in order.split(max(1, _CHUNK_FLOATS // len(allowed))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,12 @@ from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.base import Task
 
-MEASURES = {"logit_lens": logit_lens.measure, "attention": attention.measure, "layer_skip": layer_skip.measure}
+MEASURES: dict[str, Callable[..., dict[str, list[Any]]]] = {
+    "logit_lens": logit_lens.measure,
+    "attention": attention.measure,
+    "layer_skip": layer_skip.measure,
+}
+"""Task -> what makes its label columns of a forward pass, its diffs, the tokens a label may name, and its config."""
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,9 @@ class LayerSkipConfig:
     """Where the diff is taken out: at its `position`, or in the whole `sequence`."""
     num_asked: int = 3
     """Tokens that an open question asks for at most."""
-    small_kl: float = 0.05
+    small_kl: float = 0.02
     """KL(base || skipped) in nats below which nothing has changed."""
-    large_kl: float = 0.5
+    large_kl: float = 0.3
     """KL from which a change is large."""
 
     def __post_init__(self) -> None:

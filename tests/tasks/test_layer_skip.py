@@ -16,7 +16,7 @@ from tests.tasks.made import NO_ID, VOCABULARY, layer_skip, make_record, make_ro
 BASE = {300: 0.5, 301: 0.2, 302: 0.1, 303: 0.1}
 # 301 +0.3, 304 +0.1, 305 +0.05; 300 -0.3, 303 -0.1, 302 -0.05.
 SKIPPED = {301: 0.5, 300: 0.2, 304: 0.1, 302: 0.05, 305: 0.05}
-CHANGED = make_record(layer_skip(BASE, SKIPPED, kl=0.3))
+CHANGED = make_record(layer_skip(BASE, SKIPPED, kl=0.25))
 STAYED = make_record(layer_skip(BASE, {300: 0.4, 304: 0.35, 301: 0.05}, kl=0.2))
 UNCHANGED = make_record(layer_skip(BASE, {300: 0.5, 301: 0.21, 302: 0.09, 303: 0.1}, kl=0.01))
 
@@ -53,7 +53,7 @@ def test_only_what_truly_gains_is_said_to() -> None:
     assert "yes_no" not in TASK.kinds_for(make_record(nothing))
 
 
-@pytest.mark.parametrize(("kl", "size"), [(0.0, 0), (0.0499, 0), (0.05, 1), (0.4999, 1), (0.5, 2), (9.0, 2)])
+@pytest.mark.parametrize(("kl", "size"), [(0.0, 0), (0.0199, 0), (0.02, 1), (0.2999, 1), (0.3, 2), (9.0, 2)])
 def test_sizes(kl: float, size: int) -> None:
     question = TASK.question(make_record(layer_skip(BASE, SKIPPED, kl)), "size", rng())
     assert question.answer == (SIZES[size],)
@@ -231,7 +231,7 @@ def test_what_cannot_be_used_is_refused() -> None:
         ({"k": 1, "num_asked": 1}, r"tasks\.layer_skip\.k must be at least 2, got 1"),
         ({"num_asked": 11}, "num_asked must be 1…k = 10, got 11"),
         ({"scope": "all"}, "unknown tasks.layer_skip.scope 'all': choose from position, sequence"),
-        ({"small_kl": 0.5}, "small_kl must be above 0 and below large_kl = 0.5, got 0.5"),
+        ({"small_kl": 0.3}, "small_kl must be above 0 and below large_kl = 0.3, got 0.3"),
     ):
         with pytest.raises(ValueError, match=said):
             LayerSkipConfig(**options)  # type: ignore[arg-type]
