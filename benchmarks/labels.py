@@ -34,7 +34,7 @@ from diff_oracle.subject.skip import skip
 from diff_oracle.tasks import make_tasks
 
 DOCUMENTS, LENGTH, POSITIONS, SITES, ROUNDS = 16, 128, 4, 6, 3
-RERUNS = 6  # batches of full runs that are timed; the rest would cost the same
+RERUNS = 12  # batches of full runs that are timed; the rest would cost the same
 
 config = compose("build", BuildConfig, ["+task=[logit_lens,attention,layer_skip]", "model=smollm2_135m", *sys.argv[1:]])
 device, tasks, rng = pick_device(config.device), make_tasks(config.tasks), keyed_rng(0, "benchmark")

@@ -41,10 +41,11 @@ from diff_oracle.tasks import Task, make_tasks
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-# Neither changes what is drawn. Yet the last bits of an activation depend on what else is in its batch, so other values
+# None of them changes what is drawn. Yet the last bits of an activation depend on what else is in its batch, so other values
 # want another SCHEMA_VERSION.
 _DOCUMENTS_PER_PART = 64
 _WINDOWS_PER_FORWARD = 16
+_TOKENS_PER_FORWARD = 2048  # long windows come in smaller batches
 
 
 @dataclass
@@ -183,7 +184,8 @@ def _measure_part(
             yield from found
 
     rows: dict[str, list[Any]] = {}
-    for batch in _batched(windows(), _WINDOWS_PER_FORWARD):
+    at_once = min(_WINDOWS_PER_FORWARD, max(1, _TOKENS_PER_FORWARD // config.sampling.context_length))
+    for batch in _batched(windows(), at_once):
         for name, values in measure(subject, batch, tasks, allowed).items():
             rows.setdefault(name, []).extend(values)
     return rows, counts

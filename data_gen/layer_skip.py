@@ -13,7 +13,7 @@ from diff_oracle.subject.forward import Forward
 from diff_oracle.subject.skip import Scope, skip
 from diff_oracle.tasks.layer_skip import LayerSkipConfig
 
-_CHUNK_FLOATS = 2**23  # of one [query, vocab] tensor: bounds memory, and so small is used again instead of mapped anew
+_CHUNK_FLOATS = 2**24  # of one [query, vocab] tensor: bounds memory; large enough to go back to the system at once
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from diff_oracle.subject.forward import Forward
 from diff_oracle.subject.lens import direct_logit_shift, top_tokens
 from diff_oracle.tasks.logit_lens import LogitLensConfig
 
-_CHUNK_FLOATS = 2**23  # of one [query, vocab] tensor: bounds memory, and so small is used again instead of mapped anew
+_CHUNK_FLOATS = 2**24  # of one [query, vocab] tensor: bounds memory; large enough to go back to the system at once
 
 
 def measure(

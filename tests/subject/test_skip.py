@@ -55,7 +55,7 @@ def test_many_small_passes_equal_one(architecture: str, monkeypatch: pytest.Monk
     run = forward(subject, token_ids, queries, prefix=True)
     expected = skip(run, "position")
     assert run.prefix is not None and run.prefix.bare  # so that late passes leave out early blocks
-    monkeypatch.setattr(skip_module, "_TOKENS", 10)
+    monkeypatch.setattr(skip_module, "_TOKENS", {"cpu": 10})
     monkeypatch.setattr(skip_module, "_BRANCHES", 7)
     assert relative_error(skip(run, "position"), expected) < 1e-4
 
