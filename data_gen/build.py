@@ -41,8 +41,8 @@ from diff_oracle.tasks import Task, make_tasks
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-# None of them changes what is drawn. Yet the last bits of an activation depend on what else is in its batch, so other values
-# want another SCHEMA_VERSION.
+# None of them changes what is drawn. Yet the last bits of an activation depend on what else is in its batch, so other
+# values want another SCHEMA_VERSION.
 _DOCUMENTS_PER_PART = 64
 _WINDOWS_PER_FORWARD = 16
 _TOKENS_PER_FORWARD = 2048  # long windows come in smaller batches
