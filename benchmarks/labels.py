@@ -33,8 +33,8 @@ from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.subject.skip import skip
 from diff_oracle.tasks import make_tasks
 
-DOCUMENTS, LENGTH, POSITIONS, SITES, ROUNDS = 16, 128, 4, 6, 3
-RERUNS = 12  # batches of full runs that are timed; the rest would cost the same
+DOCUMENTS, LENGTH, POSITIONS, SITES, ROUNDS = 16, 128, 4, 6, 5
+FULL_RUNS = 3  # skips that are timed as full runs; the rest would cost the same
 
 config = compose("build", BuildConfig, ["+task=[logit_lens,attention,layer_skip]", "model=smollm2_135m", *sys.argv[1:]])
 device, tasks, rng = pick_device(config.device), make_tasks(config.tasks), keyed_rng(0, "benchmark")
@@ -46,15 +46,21 @@ places = [(row, int(p)) for row in range(DOCUMENTS) for p in rng.choice(range(8,
 allowed = label_tokens(subject.tokenizer, len(subject.W_U.T)).to(device)
 
 
-def seconds(way: Callable[[], object], rounds: int = ROUNDS) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        way()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times)
+def seconds(way: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    way()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def side_by_side(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each, taken in turn, so that a busy machine is busy for all."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            times[name].append(seconds(way))
+    return {name: median(values) for name, values in times.items()}
 
 
 def queries_at(where: list[tuple[int, int]], names: list[str]) -> list[Query]:
@@ -75,8 +81,8 @@ def skips(queries: list[Query]) -> None:
 
 
 @torch.no_grad()
-def rerun(rows: torch.Tensor, position: int, site: DiffSite) -> torch.Tensor:
-    """One full run of texts without a site's update at a position: what a skip costs by itself."""
+def full_run(position: int, site: DiffSite, rows: slice = slice(None)) -> torch.Tensor:
+    """A run of the texts without a site's update at a position: what a skip of each costs by itself."""
     before: list[torch.Tensor] = []
     block = f"blocks.{site.layer}"
 
@@ -134,7 +140,7 @@ def textbook(windows: tuple[Window, ...]) -> None:
                     parts = cache[f"blocks.{layer}.attn.hook_pattern"][row, head, position, :, None] * writes
                     whole = cache[f"blocks.{layer}.attn.hook_result"][row, position, head]
                     (parts @ whole / whole.norm()).abs().topk(10)
-            skipped = rerun(torch.tensor([row]), position, site)[0]
+            skipped = full_run(position, site, slice(row, row + 1))[0]
             change = skipped.exp() - base[row, position].exp()
             (base[row, position].exp() * (base[row, position] - skipped)).sum()
             top_tokens(change[None], allowed, 10)
@@ -156,7 +162,7 @@ def profile(queries: list[Query]) -> dict[str, float]:
     runs: list[Forward] = []
 
     def clock(name: str, way: Callable[[], object]) -> None:
-        parts[name] = seconds(way, 1)
+        parts[name] = seconds(way)
 
     clock(
         "forward pass with hooks",
@@ -196,44 +202,41 @@ def peak_over_weights(queries: list[Query]) -> float:
     return (kilobytes("VmHWM") - before) * 1024 / 1e9
 
 
-with torch.no_grad():
-    base = seconds(lambda: plain(input_ids=token_ids, use_cache=False))
-    body = seconds(lambda: plain.base_model(input_ids=token_ids, use_cache=False))
 layers, heads = queries_at(places, ["layers"]), queries_at(places, ["heads"])
-memory = peak_over_weights(heads)
-ours = seconds(lambda: lens_and_attention(layers))
-rows, skip_seconds, skip_ratios = torch.arange(DOCUMENTS), {}, {}
-for where, chosen_places in (("the last position", [(row, LENGTH - 1) for row in rows.tolist()]), ("drawn", places)):
-    for names in ("layers", "heads"):
-        queries = queries_at(chosen_places, [names])
-        fast = seconds(lambda queries=queries: skips(queries)) / len(queries)
-        few = [queries[i] for i in rng.choice(len(queries), RERUNS, replace=False)]
-        slow = sum(seconds(lambda q=q: rerun(rows, q.position, q.site), 1) for q in few) / RERUNS / DOCUMENTS
-        skip_seconds[f"{names}, {where}"] = {"ours": fast, "full run": slow, "skips": len(queries)}
-        skip_ratios[f"skips of all {names}, {where}: full run / ours"] = slow / fast
 windows = drawn_windows(DOCUMENTS)
-build = seconds(lambda: measure(subject, windows, tasks, allowed), 1)
+memory = peak_over_weights(heads)
+label_seconds = side_by_side(
+    {
+        "plain": lambda: torch.no_grad()(plain)(input_ids=token_ids, use_cache=False),
+        "plain without head": lambda: torch.no_grad()(plain.base_model)(input_ids=token_ids, use_cache=False),
+        "labels": lambda: lens_and_attention(layers),
+    }
+)
+skip_seconds = {}
+for names in ("layers", "heads"):
+    ends = queries_at([(row, LENGTH - 1) for row in range(DOCUMENTS)], [names])
+    some = [ends[i] for i in rng.choice(len(ends), FULL_RUNS, replace=False)]
+    way = {"ours": lambda: skips(ends), "full runs": lambda: [full_run(query.position, query.site) for query in some]}
+    took = side_by_side(way)
+    skip_seconds[names] = {"ours": took["ours"] / len(ends), "full run": took["full runs"] / FULL_RUNS / DOCUMENTS}
+build = seconds(lambda: measure(subject, windows, tasks, allowed))
 subject.bridge.cfg.use_attn_result = True
-part = windows[: DOCUMENTS // 4]
-book = seconds(lambda: textbook(part), 1) * DOCUMENTS / len(part)
+book = seconds(lambda: textbook(windows[: DOCUMENTS // 4])) * 4
+subject.bridge.cfg.use_attn_result = False
 result = {
     "model": subject.identity.name,
     "documents": DOCUMENTS,
     "tokens a document": LENGTH,
     "positions a document": POSITIONS,
-    "lens and attention labels of all layers / plain forward pass": ours / base,
-    "lens and attention labels of all layers / plain forward pass without head": ours / body,
-    **skip_ratios,
+    "lens and attention labels of all layers / plain forward pass": label_seconds["labels"] / label_seconds["plain"],
+    "the same / plain forward pass without head": label_seconds["labels"] / label_seconds["plain without head"],
+    **{
+        f"skips of all {names} at the last position: full run / ours": took["full run"] / took["ours"]
+        for names, took in skip_seconds.items()
+    },
     "three tasks, drawn sites: textbook / ours": book / build,
     "peak memory over the weights, all heads (GB)": memory,
-    "seconds": {
-        "plain": base,
-        "plain without head": body,
-        "labels": ours,
-        "one skip": skip_seconds,
-        "build": build,
-        "textbook": book,
-    },
+    "seconds": {**label_seconds, "a skip": skip_seconds, "three tasks": build, "three tasks, textbook": book},
     "where the time goes, all layers (seconds)": profile(layers),
 }
 print(json.dumps(result | {"provenance": provenance(device)}, indent=1))

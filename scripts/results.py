@@ -50,6 +50,22 @@ def update_readme(text: str) -> str:
 
 
 def _show(result: dict) -> str:
+    return _show_run(result) if "eval" in result else _show_benchmark(result)
+
+
+def _show_benchmark(result: dict) -> str:
+    """What stands at the top of a benchmark's JSON: its setting, ratios and sizes."""
+    about = result["provenance"]
+    where = f"commit {about['commit'][:9]} · {about['machine']['device']}, {about['machine']['cores']} cores"
+    lines = [
+        f"| {name} | {f'{value:.3g}' if isinstance(value, float) else value} |"
+        for name, value in result.items()
+        if not isinstance(value, dict)
+    ]
+    return "\n".join([f"`{about['command']}` · {where}", "", "| | |", "| --- | --- |", *lines])
+
+
+def _show_run(result: dict) -> str:
     machine, seconds = result["machine"], result["seconds"]
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     where = f"commit {result['commit'][:9]} · {machine['device']}, {machine['cores']} cores"

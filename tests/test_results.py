@@ -19,6 +19,16 @@ Between.
 <!-- end -->
 After.
 """
+BENCHMARK = {
+    "model": "tiny",
+    "ours / plain": 1.2345,
+    "seconds": {"ours": 1.0},
+    "provenance": {
+        "command": "python benchmarks/x.py",
+        "commit": "0123456789abcdef",
+        "machine": {"device": "cpu", "cores": 2},
+    },
+}
 
 
 def row(control: str, value: float) -> dict[str, object]:
@@ -92,3 +102,11 @@ def test_the_command_writes_the_readme(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.argv", ["results.py", "readme"])
     results.main()
     assert (root / "README.md").read_text() == results.update_readme(README)
+
+
+def test_a_benchmark_shows_what_stands_at_its_top(root: Path) -> None:
+    (root / "results" / "bench_x.json").write_text(json.dumps(BENCHMARK))
+    readme = results.update_readme("<!-- results/bench_x.json -->\n<!-- end -->")
+    assert "`python benchmarks/x.py` · commit 012345678 · cpu, 2 cores" in readme
+    assert "| model | tiny |\n| ours / plain | 1.23 |\n<!-- end -->" in readme
+    assert "seconds" not in readme

@@ -3,8 +3,8 @@
 With scope `position` the update is missing at one position only. What came before is then as it was, so all skips of a
 batch run as extra tokens behind it (`_branches`): each stands at its own position, sees the keys and values of the
 positions before it and itself, never its neighbours, and its row of the attention mask is the one that its position had
-in the run, so a sliding window stays exact. One branch of every pass skips nothing and must give what the run gave;
-where it does not, the architecture keeps more than keys and values, and every skip is a run of its own.
+in the run, so a sliding window stays exact. One branch skips nothing and must give what the run gave; where it does
+not, the architecture keeps more than keys and values, and every skip is a run of its own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from transformers import DynamicCache
 
 from diff_oracle.subject.forward import Forward, Prefix, last_hook
 from diff_oracle.subject.model import Subject
+from diff_oracle.subject.removal import Where, removal
 from diff_oracle.subject.sites import DiffSite
 
 Scope = Literal["position", "sequence"]
-Where = tuple[Int[Tensor, "place"], ...]
-"""Index into the first axes of an activation: (rows, columns), or (rows,) for all of their positions."""
 
 # What bounds the memory of a pass, beside the weights.
 _TOKENS = {"cpu": 2**10, "cuda": 2**14}  # a CPU is fastest where activations stay in its cache
@@ -219,57 +218,11 @@ def _reruns(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
 def _final_residual(subject: Subject, where: dict[DiffSite, Where], **inputs: Any) -> Float[Tensor, "row pos d_model"]:
     """The residual behind the last block, of a pass in which updates are removed."""
     seen: list[Tensor] = []
-    fwd_hooks = [hook for site, at in where.items() for hook in _removal(subject, site, at)]
+    fwd_hooks = [hook for site, at in where.items() for hook in removal(subject, site, at)]
     fwd_hooks.append((last_hook(subject), lambda value, hook: seen.append(value.float())))
     with subject.bridge.hooks(fwd_hooks=fwd_hooks):
         subject.hf_model.base_model(**inputs)
     return seen[0]
-
-
-def _removal(subject: Subject, site: DiffSite, at: Where) -> list[tuple[str, Any]]:
-    """Hooks that take out what a site adds to the residual at `at`, and nothing else."""
-    block, held = f"blocks.{site.layer}", {}
-
-    def hold(value: Tensor, hook: object, name: str) -> None:
-        held[name] = value[at].clone()
-
-    def restore(value: Tensor, hook: object) -> Tensor:
-        value[at] = held["pre"]
-        return value
-
-    def silence(value: Tensor, hook: object) -> Tensor:
-        value[at] = 0
-        return value
-
-    if site.kind in ("layer", "span"):
-        return [
-            (f"{block}.hook_resid_pre", lambda value, hook: hold(value, hook, "pre")),
-            (f"blocks.{site.last_layer}.hook_resid_post", restore),
-        ]
-    if site.kind in ("attn", "mlp"):
-        return [(f"{block}.hook_{site.kind}_out", silence)]
-    norm = subject.attn_post_norm(site.layer)
-
-    def silence_head(value: Tensor, hook: object) -> Tensor:
-        value.view(*value.shape[:2], subject.n_heads, -1)[..., site.head, :][at] = 0
-        return value
-
-    if norm is None:
-        return [(f"{block}.attn.hook_z", silence_head)]
-
-    def subtract(value: Tensor, hook: object) -> Tensor:
-        # Silencing z would change the norm's denominator, too, and with it what the other heads add.
-        z = held["z"].float().reshape(*held["z"].shape[: len(held["raw"].shape) - 1], subject.n_heads, -1)
-        write = z[..., site.head, :] @ subject.W_O(site.layer)[site.head]
-        raw = held["raw"].float()
-        value[at] = (value[at].float() - norm.frozen(write, norm.scale(raw))).to(value.dtype)
-        return value
-
-    return [
-        (f"{block}.attn.hook_z", lambda value, hook: hold(value, hook, "z")),
-        (f"{block}.ln1_post.hook_in", lambda value, hook: hold(value, hook, "raw")),
-        (f"{block}.hook_attn_out", subtract),
-    ]
 
 
 def _rows_at_once(subject: Subject, num_tokens: int, num_keys: int) -> int:

@@ -1,10 +1,13 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from diff_oracle.subject import skip as skip_module
+from diff_oracle.subject.attention import attended
 from diff_oracle.subject.forward import Query, forward
+from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.subject.skip import Scope, skip
@@ -106,3 +109,22 @@ def test_the_last_layer_s_skip_leaves_what_it_was_added_to() -> None:
     subject, token_ids = random_subject(), random_tokens()
     run = forward(subject, token_ids, [Query(0, 9, DiffSite("layer", 3))], prefix=True)
     torch.testing.assert_close(skip(run, "position"), run.kept["blocks.3.hook_resid_pre"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_bfloat16_subjects_are_skipped_the_fast_way_too(architecture: str) -> None:
+    loaded = load_hf_model(SubjectConfig(source="random", architecture=architecture, dtype="bfloat16"))
+    subject, token_ids = Subject(loaded), random_tokens()
+    sites = expand_sites(ALL, subject.n_layers, subject.n_heads)
+    queries = [Query(row, position, site) for row, position in PLACES for site in sites]
+    run = forward(subject, token_ids, queries, attention=True, prefix=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = skip(run, "position")
+    with pytest.warns(UserWarning, match="no cache that skips could share"):
+        slow = skip(replace(run, prefix=None), "position")
+    assert fast.dtype == torch.float32
+    assert relative_error(fast, slow) < 0.02
+    shares = attended(run, "value_weighted")
+    labelled = torch.tensor([query.site.kind != "mlp" for query in queries])
+    torch.testing.assert_close(shares[labelled].sum(-1), torch.ones(int(labelled.sum())))
