@@ -114,6 +114,16 @@ def full_run(position: int, site: DiffSite, rows: slice = slice(None)) -> torch.
     return subject.unembed(last[0]).log_softmax(-1)
 
 
+def seconds_a_skip(names: str) -> dict[str, float]:
+    """Of every skip of a site set at the end of each text, beside full runs of a few."""
+    queries = queries_at([(row, LENGTH - 1) for row in range(DOCUMENTS)], [names])
+    some = [queries[i] for i in rng.choice(len(queries), FULL_RUNS, replace=False)]
+    took = side_by_side(
+        {"ours": lambda: skips(queries), "full runs": lambda: [full_run(q.position, q.site) for q in some]}
+    )
+    return {"ours": took["ours"] / len(queries), "full run": took["full runs"] / FULL_RUNS / DOCUMENTS}
+
+
 @torch.no_grad()
 def textbook(windows: tuple[Window, ...]) -> None:
     """The three tasks' labels of drawn sites, the way a notebook would do it."""
@@ -212,13 +222,7 @@ label_seconds = side_by_side(
         "labels": lambda: lens_and_attention(layers),
     }
 )
-skip_seconds = {}
-for names in ("layers", "heads"):
-    ends = queries_at([(row, LENGTH - 1) for row in range(DOCUMENTS)], [names])
-    some = [ends[i] for i in rng.choice(len(ends), FULL_RUNS, replace=False)]
-    way = {"ours": lambda: skips(ends), "full runs": lambda: [full_run(query.position, query.site) for query in some]}
-    took = side_by_side(way)
-    skip_seconds[names] = {"ours": took["ours"] / len(ends), "full run": took["full runs"] / FULL_RUNS / DOCUMENTS}
+skip_seconds = {names: seconds_a_skip(names) for names in ("layers", "heads")}
 build = seconds(lambda: measure(subject, windows, tasks, allowed))
 subject.bridge.cfg.use_attn_result = True
 book = seconds(lambda: textbook(windows[: DOCUMENTS // 4])) * 4
