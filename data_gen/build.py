@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data_gen.card import dataset_card
 from data_gen.corpus import CorpusConfig, Document, describe_corpus, iter_documents
-from data_gen.distribution import label_distribution, print_distribution, trivial_groups
+from data_gen.distribution import label_distribution, print_distribution, useless
 from data_gen.measure import Window, measure
 from data_gen.parts import DatasetWriter, writing
 from data_gen.sampling import SamplingConfig, SitesConfig, document_windows
@@ -101,6 +101,11 @@ def build_shard(config: BuildConfig, subject: Subject | None = None) -> tuple[Pa
             something that is no dataset is in the way.
     """
     tasks, shard = make_tasks(config.tasks), Shard.parse(config.shard)
+    if config.corpus.path and Path(config.data_dir).resolve().is_relative_to(Path(config.corpus.path).resolve()):
+        raise ValueError(
+            f"data_dir={config.data_dir} lies in corpus.path={config.corpus.path}: datasets would be read as text; "
+            "choose another data_dir"
+        )
     loaded = subject or load_hf_model(config.model, pick_device(config.device))
     identity, most = loaded.identity, config.sampling.max_documents
     corpus = describe_corpus(config.corpus, most)
@@ -210,10 +215,10 @@ def _origin(model: SubjectConfig) -> dict[str, str | None]:
 
 
 def _what_is_missing(path: Path, missing: list[str]) -> str:
-    shards = ",".join(missing)
+    shards = ", ".join(f"shard={name}" for name in missing)
     return (
-        f"{path} is not whole yet: missing {', '.join(missing)}. Where no job is at work on them, run the same command "
-        f"with {'-m ' if len(missing) > 1 else ''}shard={shards}; what is measured is kept"
+        f"{path} is not whole yet: missing {', '.join(missing)}. Where no job is at work on them, build them with the "
+        f"same settings and {shards} (under torchrun or accelerate: the same command again); what is measured is kept"
     )
 
 
@@ -223,9 +228,9 @@ def run(config: BuildConfig) -> None:
     if missing:
         print(_what_is_missing(path, missing))
         return
-    labels = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["labels"]
-    print_distribution(labels)
-    for warning in trivial_groups(labels):
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    print_distribution(manifest["labels"])
+    for warning in useless(manifest["labels"], manifest["counts"]):
         logger.warning("warning: %s", warning)
     print(path)
 

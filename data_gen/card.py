@@ -16,7 +16,7 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_gen.distribution import HEADER, cells, trivial_groups
+from data_gen.distribution import HEADER, cells, useless
 from diff_oracle.records import LABEL_COLUMNS, SPLITS
 from diff_oracle.subject.sites import DiffSite
 
@@ -150,7 +150,7 @@ def dataset_card(
         columns=_table(("column", "type", "what"), [(f"`{f.name}`", f"`{f.type}`", _meaning(f.name)) for f in columns]),
         counts=_table(("what", "number"), [(key, str(value)) for key, value in manifest["counts"].items()]),
         labels=_table(HEADER, _label_lines(manifest["labels"])),
-        warnings=[_plain(warning) for warning in trivial_groups(manifest["labels"])],
+        warnings=[_plain(warning) for warning in useless(manifest["labels"], manifest["counts"])],
         examples="\n".join(line for row in _examples(files, columns) for line in _example(row, columns, texts)),
     )
 

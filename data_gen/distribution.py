@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diff_oracle.records import LABEL_COLUMNS, RecordSet
+from diff_oracle.records import LABEL_COLUMNS, SPLITS, RecordSet
 from diff_oracle.subject.sites import SITE_GROUPS, DiffSite
 from diff_oracle.tasks.base import Task, label_rows
 
@@ -89,15 +89,34 @@ def _groups(sites: Iterable[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def trivial_groups(lines: Iterable[Line]) -> list[str]:
-    """A warning for each group of sites whose labels are mostly trivial."""
-    groups = ("all", *SITE_GROUPS.values())
-    return [
-        f"{line['task']}: {line['trivial'] / line['labelled']:.0%} of the labels of {line['sites']} are trivial: the "
-        "same top answer as their site's commonest, so knowing the site is enough"
-        for line in lines
-        if line["sites"] in groups and line["trivial"] > TRIVIAL_WARNING * line["labelled"]
+def useless(lines: Iterable[Line], counts: Mapping[str, int]) -> list[str]:
+    """A warning for each split without rows, each task without labels, each group of sites with mostly trivial ones.
+
+    Args:
+        lines: What `label_distribution` gives.
+        counts: The manifest's: rows by split.
+    """
+    groups, lines = ("all", *SITE_GROUPS.values()), list(lines)
+    empty = [
+        f"no {split} rows: use more documents (a document is in one split as a whole)"
+        for split in SPLITS
+        if not counts[split]
     ]
+    unlabelled = [
+        f"{line['task']}: no row has a label at these sites"
+        for line in lines
+        if line["sites"] == "all" and not line["labelled"]
+    ]
+    return (
+        empty
+        + unlabelled
+        + [
+            f"{line['task']}: {line['trivial'] / line['labelled']:.0%} of the labels of {line['sites']} are trivial: the "
+            "same top answer as their site's commonest, so knowing the site is enough"
+            for line in lines
+            if line["sites"] in groups and line["trivial"] > TRIVIAL_WARNING * line["labelled"]
+        ]
+    )
 
 
 def cells(line: Line) -> tuple[str, str, str, str, str, list[tuple[str, int]]]:

@@ -67,19 +67,20 @@ class DatasetWriter:
         counts = {**counts, **{split: list(rows.get("split", [])).count(split) for split in SPLITS}}
         columns = self._columns.with_metadata({_COUNTS: json.dumps(counts)})
         with self._put(self.file(part)) as file:
-            pq.write_table(pa.table(arrays, schema=columns), file)
+            pq.write_table(pa.table(arrays, schema=columns), file, write_page_checksum=True)
 
     def manifest(self, num_parts: int, content: Mapping[str, Any]) -> dict[str, Any]:
         """Says what the whole dataset is.
 
         Raises:
-            ValueError: No part has a row.
+            ValueError: No part has a row, or one is damaged.
         """
         counts: dict[str, int] = {}
         parts = []
         for part in range(num_parts):
             file = self.file(part)
             of_part = _read_counts(file)
+            self._check(file)
             for name, value in of_part.items():
                 counts[name] = counts.get(name, 0) + value
             rows = sum(of_part[split] for split in SPLITS)
@@ -99,6 +100,19 @@ class DatasetWriter:
             "package_version": __version__,
             "git_commit": git_commit(),
         }
+
+    @staticmethod
+    def _check(file: Path) -> None:
+        """Reads a whole part by its checksums: a disk may have damaged it since a job wrote it."""
+        try:
+            pq.read_table(file, page_checksum_verification=True, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            file.unlink()
+            raise ValueError(
+                f"{file} was damaged on the disk and is removed: run the same command again to measure it anew"
+            ) from error
 
     def close(self, manifest: Mapping[str, Any], card: str) -> None:
         """Makes the parts a dataset."""

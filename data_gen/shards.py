@@ -69,4 +69,7 @@ def shard_of_process(shard: str) -> str:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return f"{int(os.environ['RANK']) + 1}/{world_size}"
+    rank = os.environ.get("RANK")
+    if rank is None:
+        raise ValueError(f"WORLD_SIZE={world_size} without RANK: start processes with torchrun or accelerate launch")
+    return f"{int(rank) + 1}/{world_size}"

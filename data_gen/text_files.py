@@ -36,12 +36,12 @@ def read_texts(path: Path, text_column: str) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         for file in _walk(path):
             name = file.relative_to(path).as_posix()
-            if file.suffix == ".txt":
+            if file.suffix.lower() == ".txt":
                 if text := "\n".join(_lines(file)).strip():
                     yield name, text
             else:
                 yield from _numbered(name, _rows(file, text_column))
-    elif path.suffix in (".jsonl", ".parquet"):
+    elif path.suffix.lower() in (".jsonl", ".parquet"):
         yield from _numbered(path.name, _rows(path, text_column))
     else:
         yield from _numbered(path.name, passages(_lines(path)))
@@ -89,14 +89,14 @@ def _numbered(name: str, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files to read, each folder's names sorted; only one folder's names are held at a time."""
+    """The files to read, hidden ones left out, each folder's names sorted; only one folder's are held at a time."""
     with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        found = sorted((e.name, e.is_dir(follow_symlinks=False)) for e in entries if not e.name.startswith("."))
     for name, is_folder in found:
         path = folder / name
         if is_folder:
             yield from _walk(path)
-        elif path.suffix in SUFFIXES:
+        elif path.suffix.lower() in SUFFIXES and path.is_file():
             yield path
 
 
@@ -111,13 +111,14 @@ def _lines(file: Path) -> Iterator[str]:
                 raise ValueError(
                     f"{file} is not UTF-8 (byte {offset + error.start}): convert it, e.g. iconv -f latin1 -t utf-8"
                 ) from error
+            line = line.removeprefix("\ufeff") if offset == 0 else line  # a byte order mark is no text
             offset += len(raw)
             yield from line.removesuffix("\n").removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _rows(file: Path, column: str) -> Iterator[str]:
     """The column's text, row by row."""
-    return _jsonl_rows(file, column) if file.suffix == ".jsonl" else _parquet_rows(file, column)
+    return _jsonl_rows(file, column) if file.suffix.lower() == ".jsonl" else _parquet_rows(file, column)
 
 
 def _jsonl_rows(file: Path, column: str) -> Iterator[str]:
@@ -126,8 +127,9 @@ def _jsonl_rows(file: Path, column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} line {number} is no JSON ({error.msg}): expected an object a line") from error
+        except (ValueError, RecursionError) as error:  # not of its form, or a number or a nesting beyond reason
+            what = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise ValueError(f"{file} line {number} is no JSON ({what}): expected an object a line") from error
         if not isinstance(row, dict):
             raise ValueError(f"{file} line {number} holds a {type(row).__name__}: expected an object a line")
         yield text_in(row, column, f"{file} line {number}")
@@ -156,11 +158,16 @@ def _parquet_rows(file: Path, column: str) -> Iterator[str]:
 def text_in(row: Mapping[str, Any], column: str, place: str) -> str:
     """The text in a row's column without white space around it; `place` is what an error calls the row.
 
+    Null is no text. Halves of characters that JSON may hold (lone surrogates) become U+FFFD: no tokenizer takes them.
+
     Raises:
         ValueError: The row has no such column, or something else than text in it.
     """
     if column not in row:
         raise ValueError(f"{place} has no column {column!r}: choose corpus.text_column from {', '.join(row)}")
-    if not isinstance(row[column], str):
-        raise ValueError(f"{place}: column {column!r} holds a {type(row[column]).__name__}, expected text")
-    return str(row[column]).strip()
+    text = row[column]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(f"{place}: column {column!r} holds a {type(text).__name__}, expected text")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()

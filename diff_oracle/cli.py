@@ -245,6 +245,8 @@ def _tidy_up(run_dir: Path, log: str, keep: bool, own_place: bool) -> None:
         keep: Whether the folder itself stays, emptied of what Hydra wrote.
         own_place: Whether the folder was named by the clock, in a place that is removed too if nothing else is in it.
     """
+    if not run_dir.is_dir():  # another process with the same run folder was first
+        return
     if {file.name for file in run_dir.iterdir()} <= {".hydra", log}:
         shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
         (run_dir / log).unlink(missing_ok=True)

@@ -37,6 +37,10 @@ class Prefix:
 
     keys: list[Float[Tensor, "row kv_head pos d_head"]]
     values: list[Float[Tensor, "row kv_head pos d_head"]]
+    before: dict[int, Float[Tensor, "row d_model"]]
+    """What the block of each site reads at the last position of every row, padding or not."""
+    last: Float[Tensor, "row d_model"]
+    """What the final norm reads there."""
     masks: list[Tensor]
     """Each block's attention mask, [row, 1 or head, pos, pos]; blocks of one kind share one tensor."""
     bare: bool
@@ -140,9 +144,20 @@ def forward(
     with subject.bridge.hooks(fwd_hooks=fwd_hooks):
         if prefix and "past_key_values" in inspect.signature(body.forward).parameters:
             cache = DynamicCache()  # no config: a layer with a sliding window must keep all of its keys, too
-            with _watching(subject) as (masks, outputs):
+            ends: dict[str, Tensor] = {}
+
+            def keep_end(value: Tensor, hook: object, name: str) -> None:
+                ends[name] = value[:, -1].float()
+
+            starts = {site.layer: f"blocks.{site.layer}.hook_resid_pre" for site in sites}
+            at_end: list[Any] = [
+                (name, lambda value, hook, name=name: keep_end(value, hook, name))
+                for name in (*starts.values(), last_hook(subject))
+            ]
+            with _watching(subject) as (masks, outputs), subject.bridge.hooks(fwd_hooks=at_end):
                 body(input_ids=token_ids, past_key_values=cache, use_cache=True)
-            left = _prefix(cache, masks, outputs, subject, token_ids)
+            before = {layer: ends[name] for layer, name in starts.items()}
+            left = _prefix(cache, before, ends[last_hook(subject)], masks, outputs, subject, token_ids)
         else:
             body(input_ids=token_ids, use_cache=False)
     return Forward(subject, token_ids, queries, rows, positions, place, kept, patterns, values, left)
@@ -225,7 +240,13 @@ def _watching(subject: Subject) -> Iterator[tuple[list[Any], list[type]]]:
 
 
 def _prefix(
-    cache: DynamicCache, masks: list[Any], outputs: list[type], subject: Subject, token_ids: Tensor
+    cache: DynamicCache,
+    before: dict[int, Tensor],
+    last: Tensor,
+    masks: list[Any],
+    outputs: list[type],
+    subject: Subject,
+    token_ids: Tensor,
 ) -> Prefix | None:
     """What the run left, or None where it is not keys, values and a mask for every block and position."""
     num_rows, width = token_ids.shape
@@ -236,4 +257,4 @@ def _prefix(
     masked = all(isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2:] == (width, width) for mask in masks)
     if not whole or not masked or not len(keys) == len(masks) == subject.n_layers:
         return None
-    return Prefix(keys, values, masks, bare=all(issubclass(kind, Tensor) for kind in outputs))
+    return Prefix(keys, values, before, last, masks, bare=all(issubclass(kind, Tensor) for kind in outputs))

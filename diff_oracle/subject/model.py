@@ -166,14 +166,43 @@ class Subject:
 
     @torch.no_grad()
     def _verify(self, token_ids: Tensor, expected: Tensor) -> None:
-        """Compares the bridge with the plain model, and the lens's head with the model's."""
-        residuals: list[Tensor] = []
-        last = f"blocks.{self.n_layers - 1}.hook_resid_post"
+        """Compares the bridge with the plain model, the lens's head with the model's, and sums of parts with wholes."""
+        seen: dict[str, Tensor] = {}
+        parts = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post", "attn.hook_z")
+        names = [f"blocks.{layer}.{part}" for layer in range(self.n_layers) for part in parts]
+        if missing := [name for name in names if name not in self.hook_names]:
+            raise ValueError(
+                f"{self.identity.name} ({self.identity.architecture}) has no {missing[0]} in TransformerLens: its "
+                "blocks are not all attention and MLP; choose a model of another architecture"
+            )
+        names += [f"blocks.{layer}.ln1_post.hook_in" for layer in range(self.n_layers) if self.attn_post_norm(layer)]
         logits = self.bridge.run_with_hooks(
-            token_ids, fwd_hooks=[(last, lambda value, hook: residuals.append(value.float()))]
+            token_ids,
+            fwd_hooks=[(name, lambda value, hook, name=name: seen.update({name: value.float()})) for name in names],
         )
         self._compare("TransformerLens's bridge", logits, expected)
-        self._compare("this package's logit lens", self.unembed(residuals[0]), expected)
+        last = seen[f"blocks.{self.n_layers - 1}.hook_resid_post"]
+        self._compare("this package's logit lens", self.unembed(last), expected)
+        for layer in range(self.n_layers):
+            self._verify_sums(layer, seen, _TOLERANCE[expected.dtype])
+
+    def _verify_sums(self, layer: int, seen: dict[str, Tensor], tolerance: float) -> None:
+        """Compares a block's heads with its attention, and its halves with the block."""
+        block = f"blocks.{layer}"
+        attn, mlp, after = (seen[f"{block}.hook_{part}"] for part in ("attn_out", "mlp_out", "resid_post"))
+        heads = seen[f"{block}.attn.hook_z"].flatten(2) @ self.W_O(layer).flatten(0, 1) + self.b_O(layer)
+        norm = self.attn_post_norm(layer)
+        if norm is not None:
+            heads = norm.frozen(heads, norm.scale(seen[f"{block}.ln1_post.hook_in"]))
+        update = after - seen[f"{block}.hook_resid_pre"]
+        for parts, total, whole in (("halves", attn + mlp.view_as(attn), update), ("heads", heads, attn)):
+            error = float((total - whole).norm() / after.norm())
+            if not error <= tolerance:
+                raise ValueError(
+                    f"the {parts} of block {layer} of {self.identity.name} ({self.identity.architecture}) do not add up "
+                    f"(they miss {error:.2g} of the residual): its writes are scaled in a way that this package does "
+                    "not know; choose a model of another architecture"
+                )
 
     def _compare(self, what: str, got: Tensor, expected: Tensor) -> None:
         error = (got.float() - expected.float()).abs().max().item()
@@ -191,7 +220,7 @@ def _read_norm(bridge: Any) -> Norm:
     # Models call it by different names, but all of them keep ε in the module that computes.
     module = bridge.original_component
     eps = next(getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name))
-    beta = None if bridge.uses_rms_norm else module.bias
+    beta = None if bridge.uses_rms_norm else getattr(module, "bias", None)
     return Norm(
         centred=not bridge.uses_rms_norm,
         gamma=1 + weight if bridge.uses_weight_offset else weight,

@@ -3,8 +3,8 @@
 With scope `position` the update is missing at one position only. What came before is then as it was, so all skips of a
 batch run as extra tokens behind it (`_branches`): each stands at its own position, sees the keys and values of the
 positions before it and itself, never its neighbours, and its row of the attention mask is the one that its position had
-in the run, so a sliding window stays exact. One branch skips nothing and must give what the run gave; where it does
-not, the architecture keeps more than keys and values, and every skip is a run of its own.
+in the run, so a sliding window stays exact. One branch of every piece skips nothing and must give what the run gave;
+where it does not, the architecture keeps more than keys and values, and every skip is a run of its own.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def skip(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
         run: A pass with `prefix=True` (for scope `sequence` it need not have it).
         scope: Remove the update at the query's `position` only, or in the whole `sequence`.
     """
+    if not run.queries:
+        return torch.empty(0, run.subject.d_model, device=run.subject.device)
     if scope == "sequence":
         return _reruns(run, scope)
     residuals = None if run.prefix is None else _branches(run, run.prefix)
@@ -56,27 +58,22 @@ def skip(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
 
 
 def _branches(run: Forward, prefix: Prefix) -> Float[Tensor, "query d_model"] | None:
-    """Scope `position`, the skips of a row in few decode steps; None where the branch without a skip goes astray."""
+    """Scope `position`, the skips of a row in few decode steps; None where a branch without a skip goes astray."""
     subject = run.subject
-    control = len(run.queries)  # the number of the branch that skips nothing, at the last place
-    sites: list[DiffSite | None] = [*(query.site for query in run.queries), None]
     layers = [query.site.layer for query in run.queries]
-    layers.append(min(layers))
-    place = torch.cat([run.place, run.positions.argmax(0, keepdim=True)])
     by_row: dict[int, list[int]] = defaultdict(list)
-    for i, row in enumerate(run.rows[place].tolist()):
-        by_row[row].append(i)
     # Before the block of its site nothing differs: branches that begin late stand together and begin there.
+    for i in sorted(range(len(run.queries)), key=lambda i: layers[i]):
+        by_row[run.queries[i].row].append(i)
     pieces = [
-        (row, ordered[start : start + _BRANCHES])
+        (row, branches[start : start + _BRANCHES])
         for row, branches in by_row.items()
-        for ordered in [sorted(branches, key=lambda i: layers[i])]
-        for start in range(0, len(ordered), _BRANCHES)
+        for start in range(0, len(branches), _BRANCHES)
     ]
     pieces.sort(key=lambda piece: layers[piece[1][0]])
-    residuals = torch.empty(len(place), subject.d_model, device=subject.device)
+    residuals = torch.empty(len(run.queries), subject.d_model, device=subject.device)
     width = max(len(branches) for _, branches in pieces)
-    at_once = _rows_at_once(subject, width, run.token_ids.shape[1] + width)
+    at_once = _rows_at_once(subject, width + 1, run.token_ids.shape[1] + width + 1)
     for start in range(0, len(pieces), at_once):
         batch = pieces[start : start + at_once]
         rows = torch.tensor([row for row, _ in batch], device=subject.device)
@@ -85,15 +82,15 @@ def _branches(run: Forward, prefix: Prefix) -> Float[Tensor, "query d_model"] | 
         real = [(i, j, b) for i, (_, branches) in enumerate(batch) for j, b in enumerate(branches)]
         where: dict[DiffSite, list[tuple[int, ...]]] = defaultdict(list)
         for i, j, b in real:
-            if (site := sites[b]) is not None:
-                where[site].append((i, j))
+            where[run.queries[b].site].append((i, j))
         first = layers[batch[0][1][0]] if prefix.bare else 0
-        final = _decode(run, prefix, rows, place[branch], first, _index(where, subject))
+        final = _decode(run, prefix, rows, run.place[branch], first, _index(where, subject))
+        error = (final[:, -1] - prefix.last[rows]).norm(dim=-1) / prefix.last[rows].norm(dim=-1)
+        if not float(error.max()) <= _TOLERANCE[subject.hf_model.dtype]:
+            return None
         i, j, b = torch.tensor(real, device=subject.device).T
         residuals[b] = final[i, j]
-    expected = run.final[place[control]]
-    error = float((residuals[control] - expected).norm() / expected.norm())
-    return residuals[:control] if error <= _TOLERANCE[subject.hf_model.dtype] else None
+    return residuals
 
 
 def _decode(
@@ -103,10 +100,19 @@ def _decode(
     place: Int[Tensor, "piece branch"],
     first: int,
     where: dict[DiffSite, Where],
-) -> Float[Tensor, "piece branch d_model"]:
-    """The last residual of tokens that each continue a row's text up to their own place, from block `first` on."""
-    positions = run.positions[place]
-    with _masks(run.subject, _branch_masks(prefix, rows, positions)), _from_block(run, place, first):
+) -> Float[Tensor, "piece branch_and_control d_model"]:
+    """The last residual of tokens that each continue a row's text up to their own place, from block `first` on.
+
+    Behind them stands the control: the row's last position without a skip. It also keeps the length of the text what it
+    was in the run, on which some rotary embeddings depend.
+    """
+    last = run.token_ids.shape[1] - 1
+    positions = torch.nn.functional.pad(run.positions[place], (0, 1), value=last)
+    start = None
+    if first > 0:
+        name = f"blocks.{first}.hook_resid_pre"
+        start = torch.cat([run.kept[name][place], prefix.before[first][rows, None]], dim=1)
+    with _masks(run.subject, _branch_masks(prefix, rows, positions)), _from_block(run.subject, start, first):
         return _final_residual(
             run.subject,
             where,
@@ -118,18 +124,18 @@ def _decode(
 
 
 @contextmanager
-def _from_block(run: Forward, place: Int[Tensor, "piece branch"], first: int) -> Iterator[None]:
-    """Passes over the blocks before `first`, which gets what it got in the run."""
-    if first == 0:
+def _from_block(subject: Subject, start: Float[Tensor, "piece branch d_model"] | None, first: int) -> Iterator[None]:
+    """Passes over the blocks before `first`, which gets `start`, what it got in the run."""
+    if start is None:
         yield
         return
-    start = run.kept[f"blocks.{first}.hook_resid_pre"][place].to(run.subject.hf_model.dtype)
-    over = [block.original_component for block in run.subject.bridge.blocks[:first]]
+    start = start.to(subject.hf_model.dtype)
+    over = [block.original_component for block in subject.bridge.blocks[:first]]
     shadowed = [vars(component).get("forward") for component in over]  # a module may have one of its own already
     for component in over:
         component.forward = lambda hidden_states, *args, **kwargs: hidden_states
     try:
-        with run.subject.bridge.hooks(fwd_hooks=[(f"blocks.{first}.hook_resid_pre", lambda value, hook: start)]):
+        with subject.bridge.hooks(fwd_hooks=[(f"blocks.{first}.hook_resid_pre", lambda value, hook: start)]):
             yield
     finally:
         for component, own in zip(over, shadowed, strict=True):
@@ -195,7 +201,7 @@ def _masks(subject: Subject, masks: Sequence[Tensor]) -> Iterator[None]:
 
 def _reruns(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
     """Every skip a run of its own, a few at once."""
-    subject, width = run.subject, int(run.positions.max()) + 1
+    subject, width = run.subject, run.token_ids.shape[1]
     # In scope `sequence` one run serves all positions of its row.
     jobs: dict[tuple[int, int | None, DiffSite], list[int]] = defaultdict(list)
     for i, query in enumerate(run.queries):
@@ -209,7 +215,7 @@ def _reruns(run: Forward, scope: Scope) -> Float[Tensor, "query d_model"]:
         for i, (_, position, site) in enumerate(batch):
             where[site].append((i,) if position is None else (i, position))
         rows = torch.tensor([row for row, _, _ in batch], device=subject.device)
-        final = _final_residual(subject, _index(where, subject), input_ids=run.token_ids[rows, :width], use_cache=False)
+        final = _final_residual(subject, _index(where, subject), input_ids=run.token_ids[rows], use_cache=False)
         for i, key in enumerate(batch):
             residuals[jobs[key]] = final[i, [run.queries[n].position for n in jobs[key]]]
     return residuals

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_gen.build import BuildConfig, SamplingConfig, SitesConfig, build
+from data_gen.build import BuildConfig, SamplingConfig, SitesConfig, build, build_shard
 from data_gen.corpus import CorpusConfig, pydoc_documents
 from diff_oracle.records import MANIFEST, open_dataset, split_of
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
@@ -208,3 +208,25 @@ def test_sampling_that_cannot_be_is_refused() -> None:
         SamplingConfig(min_position=96)
     with pytest.raises(ValueError, match=r"sampling.max_documents must be at least 1, got 0"):
         SamplingConfig(max_documents=0)
+
+
+def test_a_part_that_the_disk_damaged_is_removed_and_measured_anew(
+    small_config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_gen.build._DOCUMENTS_PER_PART", 20)
+    expected = build(small_config(data_dir=str(Path(small_config().data_dir) / "expected")))
+    build_shard(small_config(shard="1/2"))
+    (part,) = Path(small_config().data_dir).glob("*.partial/whole/part-00000.parquet")
+    content = bytearray(part.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match="part-00000.parquet was damaged on the disk and is removed: run the same"):
+        build(small_config())
+    assert hashes_of(build(small_config())) == hashes_of(expected)
+
+
+def test_datasets_in_the_corpus_are_refused(small_config: Callable[..., BuildConfig], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Of shoes and ships and sealing wax. " * 9)
+    with pytest.raises(ValueError, match="datasets would be read as text; choose another data_dir"):
+        build(small_config(corpus=CorpusConfig(name="text_files", path=str(tmp_path))))

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from data_gen.build import BuildConfig, SamplingConfig, SitesConfig, build
 from data_gen.card import code, dataset_card
-from data_gen.distribution import label_distribution, print_distribution, trivial_groups
+from data_gen.distribution import label_distribution, print_distribution, useless
 from data_gen.parts import CARD
 from diff_oracle.records import CONVENTIONS, MANIFEST, schema
 from diff_oracle.tasks import Task, make_tasks
@@ -82,11 +82,18 @@ def test_words_and_rows_without_label(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_mostly_trivial_labels_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [("L0", "train", 4)] * 9 + [("L0", "train", 5), ("L1.mlp", "train", 4), ("L1.mlp", "train", 5)]
     lines = label_distribution([write_part(tmp_path / "0", rows)], TASKS, ["[red]"] * 9)
-    (warning, other) = trivial_groups(lines)
+    (warning, other) = useless(lines, {"train": 12, "select": 1, "test": 1})
     assert warning.startswith("logit_lens: 83% of the labels of all are trivial")
     assert other.startswith("logit_lens: 90% of the labels of layers are trivial")
     print_distribution(lines)
     assert "'[red]' 10" in capsys.readouterr().out  # no markup of rich's
+
+
+def test_splits_without_rows_and_tasks_without_labels_are_warned_of() -> None:
+    line = {"task": "attention", "sites": "all", "rows": 9, "labelled": 0, "trivial": 0, "commonest": []}
+    no_test, no_label = useless([line], {"train": 8, "select": 1, "test": 0})
+    assert no_test.startswith("no test rows: use more documents")
+    assert no_label == "attention: no row has a label at these sites"
 
 
 def card_of(tmp_path: Path, columns: pa.Schema = COLUMNS) -> str:

@@ -138,9 +138,9 @@ def test_another_sharding_goes_on_with_the_parts_of_the_first(config: BuildConfi
 
 
 def test_who_needs_a_whole_dataset_is_told_what_is_missing(config: BuildConfig, subject: Subject) -> None:
-    with pytest.raises(ValueError, match=r"is not whole yet: missing 1/3, 3/3\. .* with -m shard=1/3,3/3"):
+    with pytest.raises(ValueError, match=r"is not whole yet: missing 1/3, 3/3\. .* and shard=1/3, shard=3/3 "):
         build(replace(config, shard="2/3"), subject)
-    with pytest.raises(ValueError, match=r"is not whole yet: missing 3/3\. .* with shard=3/3"):
+    with pytest.raises(ValueError, match=r"is not whole yet: missing 3/3\. .* and shard=3/3 "):
         build(replace(config, shard="1/3"), subject)
 
 
@@ -225,7 +225,8 @@ def test_a_sweep_over_shards_ends_with_the_dataset_and_its_labels(
     command.main()
     first, _, rest = capsys.readouterr().out.partition("\n")
     assert (
-        "is not whole yet: missing 2/2. Where no job is at work on them, run the same command with shard=2/2" in first
+        "is not whole yet: missing 2/2. Where no job is at work on them, build them with the same settings and shard=2/2"
+        in first
     )
     assert "commonest top answers" in rest
     assert is_dataset(Path(rest.splitlines()[-1]))

@@ -83,7 +83,8 @@ def test_a_single_file_of_rows_and_another_column(tmp_path: Path, suffix: str) -
         ),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "a.jsonl line 3 is no JSON"),
         ("a.jsonl", b'["x"]\n', "a.jsonl line 1 holds a list: expected an object a line"),
-        ("a.jsonl", b'{"text": null}\n', "a.jsonl line 1: column 'text' holds a NoneType, expected text"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl line 1: column 'text' holds a int, expected text"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl line 1 is no JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', r"a.jsonl is not UTF-8 \(byte 24\): convert it"),
         ("a.txt", b"fine\n\nvoil\xe0", r"a.txt is not UTF-8 \(byte 10\): convert it"),
         ("a.parquet", b"PAR1 and nothing else", "a.parquet is no parquet file that can be read"),
@@ -147,3 +148,16 @@ def test_a_long_parquet_file_needs_no_more_memory(tmp_path: Path) -> None:
             peak = max(peak, pa.total_allocated_bytes() - start)
         peaks.append(peak)
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_marks_halves_of_characters_and_nulls(tmp_path: Path) -> None:
+    """A byte order mark is no text, half a character is replaced, null is left out; hidden files are not read."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello\r\n")
+    (tmp_path / "b.JSONL").write_bytes(
+        b'\xef\xbb\xbf{"text": "cut \\ud83d off"}\n{"text": null}\n{"text": "whole \\ud83d\\ude00"}\n'
+    )
+    (tmp_path / ".hidden.txt").write_text("not for readers")
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "folder.txt")
+    texts = [("a.txt", "hello"), ("b.JSONL#0", "cut \ufffd off"), ("b.JSONL#2", "whole \U0001f600")]
+    assert list(read_texts(tmp_path, "text")) == texts

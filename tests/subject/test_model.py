@@ -1,8 +1,9 @@
 import pytest
 import torch
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from diff_oracle.subject import model as subject_model
-from diff_oracle.subject.loading import SubjectConfig
+from diff_oracle.subject.loading import LoadedModel, SubjectConfig, identify
 from diff_oracle.subject.model import Norm, Subject
 from tests.helpers import ARCHITECTURES, random_loaded, random_subject, random_tokens
 
@@ -58,3 +59,18 @@ def test_a_norm_is_torchs() -> None:
     assert torch.allclose(layer_norm(x), torch.nn.functional.layer_norm(x, (16,), gamma, beta, 1e-5), atol=1e-5)
     rms_norm = Norm(centred=False, gamma=gamma, beta=torch.zeros(16), eps=1e-5)
     assert torch.allclose(rms_norm(x), torch.nn.functional.rms_norm(x, (16,), gamma, 1e-5), atol=1e-5)
+
+
+def test_writes_that_are_scaled_on_their_way_are_refused() -> None:
+    """Granite multiplies what its blocks write; W_O alone does not know."""
+    tokenizer = random_loaded().tokenizer
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0}
+    for factor in (1.0, 0.5):
+        model = GraniteForCausalLM(GraniteConfig(**sizes, **heads, residual_multiplier=factor)).eval()
+        loaded = LoadedModel(model, tokenizer, identify("granite", model, tokenizer, "float32"))
+        if factor == 1.0:
+            Subject(loaded)
+            continue
+        with pytest.raises(ValueError, match=r"the heads of block 0 of granite .* do not add up"):
+            Subject(loaded)

@@ -88,7 +88,7 @@ def test_without_a_usable_cache_every_skip_runs_anew_and_says_so(
     # A cache that does not hold all that a later token depends on: the branch that skips nothing tells.
     run = forward(subject, token_ids, queries, prefix=True)
     assert run.prefix is not None
-    run.prefix.values[1][:] += 0.5
+    run.prefix.values[1][1] += 0.5  # in one row
     with pytest.warns(UserWarning, match="no cache that skips could share"):
         slow = skip(run, "position")
     assert relative_error(slow, expected) < 1e-4
@@ -128,3 +128,28 @@ def test_bfloat16_subjects_are_skipped_the_fast_way_too(architecture: str) -> No
     shares = attended(run, "value_weighted")
     labelled = torch.tensor([query.site.kind != "mlp" for query in queries])
     torch.testing.assert_close(shares[labelled].sum(-1), torch.ones(int(labelled.sum())))
+
+
+def test_rotary_embeddings_that_depend_on_the_length_see_the_same_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    overrides = {"rope_parameters": rope, "max_position_embeddings": 16}
+    plain, token_ids = random_loaded("llama", **overrides).model, random_tokens(2, 40)
+    subject = random_subject("llama", **overrides)
+    queries = [
+        Query(0, 39, DiffSite.parse("L1")),
+        Query(1, 9, DiffSite.parse("L1.attn")),
+        Query(1, 9, DiffSite("mlp", 2)),
+    ]
+    run = forward(subject, token_ids, queries, prefix=True)
+    monkeypatch.setattr(skip_module, "_TOKENS", {"cpu": 1})  # early positions in a pass of their own
+    for scope in ("position", "sequence"):
+        probs = subject.unembed(skip(run, scope)).softmax(-1)
+        for query, got in zip(queries, probs, strict=True):
+            at = query.position if scope == "position" else None
+            logits = reference_skip(plain, "llama", token_ids, str(query.site), at)
+            torch.testing.assert_close(got, logits[query.row, query.position].softmax(-1), rtol=0, atol=1e-4)
+
+
+def test_nothing_asked_is_nothing_skipped() -> None:
+    subject = random_subject()
+    assert skip(forward(subject, random_tokens(), [], prefix=True), "position").shape == (0, subject.d_model)
