@@ -97,26 +97,21 @@ def useless(lines: Iterable[Line], counts: Mapping[str, int]) -> list[str]:
         counts: The manifest's: rows by split.
     """
     groups, lines = ("all", *SITE_GROUPS.values()), list(lines)
-    empty = [
+    warnings = [
         f"no {split} rows: use more documents (a document is in one split as a whole)"
         for split in SPLITS
         if not counts[split]
     ]
-    unlabelled = [
-        f"{line['task']}: no row has a label at these sites"
-        for line in lines
-        if line["sites"] == "all" and not line["labelled"]
-    ]
-    return (
-        empty
-        + unlabelled
-        + [
-            f"{line['task']}: {line['trivial'] / line['labelled']:.0%} of the labels of {line['sites']} are trivial: the "
-            "same top answer as their site's commonest, so knowing the site is enough"
-            for line in lines
-            if line["sites"] in groups and line["trivial"] > TRIVIAL_WARNING * line["labelled"]
-        ]
-    )
+    for line in lines:
+        what, sites, labelled = line["task"], line["sites"], line["labelled"]
+        if sites == "all" and not labelled:
+            warnings.append(f"{what}: no row has a label at these sites")
+        if sites in groups and line["trivial"] > TRIVIAL_WARNING * labelled:
+            warnings.append(
+                f"{what}: {line['trivial'] / labelled:.0%} of the labels of {sites} are trivial: the same top answer as "
+                "their site's commonest, so knowing the site is enough"
+            )
+    return warnings
 
 
 def cells(line: Line) -> tuple[str, str, str, str, str, list[tuple[str, int]]]:

@@ -199,8 +199,8 @@ class Subject:
             error = float((total - whole).norm() / after.norm())
             if not error <= tolerance:
                 raise ValueError(
-                    f"the {parts} of block {layer} of {self.identity.name} ({self.identity.architecture}) do not add up "
-                    f"(they miss {error:.2g} of the residual): its writes are scaled in a way that this package does "
+                    f"the {parts} of block {layer} of {self.identity.name} ({self.identity.architecture}) do not add "
+                    f"up (they miss {error:.2g} of the residual): its writes are scaled in a way that this package does "
                     "not know; choose a model of another architecture"
                 )
 

@@ -225,8 +225,8 @@ def test_a_sweep_over_shards_ends_with_the_dataset_and_its_labels(
     command.main()
     first, _, rest = capsys.readouterr().out.partition("\n")
     assert (
-        "is not whole yet: missing 2/2. Where no job is at work on them, build them with the same settings and shard=2/2"
-        in first
+        "is not whole yet: missing 2/2. Where no job is at work on them, build them with the same settings and "
+        "shard=2/2 (" in first
     )
     assert "commonest top answers" in rest
     assert is_dataset(Path(rest.splitlines()[-1]))
