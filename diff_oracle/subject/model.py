@@ -200,8 +200,8 @@ class Subject:
             if not error <= tolerance:
                 raise ValueError(
                     f"the {parts} of block {layer} of {self.identity.name} ({self.identity.architecture}) do not add "
-                    f"up (they miss {error:.2g} of the residual): its writes are scaled in a way that this package does "
-                    "not know; choose a model of another architecture"
+                    f"up (they miss {error:.2g} of the residual): its writes are scaled in a way that this package "
+                    "does not know; choose a model of another architecture"
                 )
 
     def _compare(self, what: str, got: Tensor, expected: Tensor) -> None:

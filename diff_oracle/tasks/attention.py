@@ -4,7 +4,9 @@ Four kinds of question. `attended` asks for the tokens that carry at least `min_
 sink's (position 0), repeated tokens summed over the positions that were kept; where the sink has nearly all, the answer
 is `ONLY_SINK`. `yes_no` and `choice` set such a token against one of the same context that carries little: both stand
 in the text, and how often the site attends to either, where it could, does not tell which (`draw_pair`). `distance`
-asks how far back the most attended position lies. Nothing is known about −diff. An MLP has no label and is not asked.
+asks how far back the most attended position lies. Recency is not balanced: heads read what is near, and of a pair the
+token that stands later is right more often than not, which a reader that recovers the text's end may use. Nothing is
+known about −diff. An MLP has no label and is not asked.
 """
 
 from __future__ import annotations

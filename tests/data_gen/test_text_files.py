@@ -153,9 +153,8 @@ def test_a_long_parquet_file_needs_no_more_memory(tmp_path: Path) -> None:
 def test_marks_halves_of_characters_and_nulls(tmp_path: Path) -> None:
     """A byte order mark is no text, half a character is replaced, null is left out; hidden files are not read."""
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello\r\n")
-    (tmp_path / "b.JSONL").write_bytes(
-        b'\xef\xbb\xbf{"text": "cut \\ud83d off"}\n{"text": null}\n{"text": "whole \\ud83d\\ude00"}\n'
-    )
+    rows = [b'{"text": "cut \\ud83d off"}', b'{"text": null}', b'{"text": "whole \\ud83d\\ude00"}']
+    (tmp_path / "b.JSONL").write_bytes(b"\xef\xbb\xbf" + b"\n".join(rows))
     (tmp_path / ".hidden.txt").write_text("not for readers")
     (tmp_path / "folder.txt").mkdir()
     (tmp_path / "link.txt").symlink_to(tmp_path / "folder.txt")
