@@ -108,8 +108,8 @@ def useless(lines: Iterable[Line], counts: Mapping[str, int]) -> list[str]:
             warnings.append(f"{what}: no row has a label at these sites")
         if sites in groups and line["trivial"] > TRIVIAL_WARNING * labelled:
             warnings.append(
-                f"{what}: {line['trivial'] / labelled:.0%} of the labels of {sites} are trivial: the same top answer as "
-                "their site's commonest, so knowing the site is enough"
+                f"{what}: {line['trivial'] / labelled:.0%} of the labels of {sites} are trivial: the same top answer "
+                "as their site's commonest, so knowing the site is enough"
             )
     return warnings
 
