@@ -270,12 +270,13 @@ def test_what_is_held_does_not_grow_with_the_corpus(
 
     monkeypatch.setattr(command, "label_distribution", watched)
     for num_documents in (31, 32, 640):  # the first to fill caches
-        text = f"{WORDS}. {'Of cabbages and kings. ' * 50}"
+        text = f"{WORDS}. {'Of cabbages and kings. ' * 200}"
         texts.write_text("".join(f'{{"text": "{i} {text}"}}\n' for i in range(num_documents)))
         tracemalloc.start()
         build(config, subject)
         tracemalloc.stop()
-    assert peaks[2] < 1.3 * peaks[1], peaks
+    grown = texts.stat().st_size * 19 / 20
+    assert peaks[2] - peaks[1] < grown / 10, (peaks, grown)  # other tests' threads and caches are in it, too
     assert kept[2] < kept[1] + 20_000, kept
 
 
