@@ -99,8 +99,8 @@ def forward(
 
     Args:
         subject: The model.
-        token_ids: Right-padded rows. What the padding is does not matter: attention is causal. How long it is does where
-            rotary embeddings depend on the length (longrope, dynamic).
+        token_ids: Right-padded rows. What the padding is does not matter: attention is causal. How long it is does
+            where rotary embeddings depend on the length (longrope, dynamic).
         queries: What will be measured; any order, repeats allowed.
         attention: Keep what `attended` needs.
         prefix: Keep what `skip` needs.
