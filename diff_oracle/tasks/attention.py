@@ -211,6 +211,16 @@ class Attention:
             return None
         return ONLY_SINK if sink >= self.config.sink_only else next(iter(token_shares(labels)))
 
+    def targets(self, record: Record, kind: str) -> tuple[int | str, ...]:
+        """The distance's name; for every other kind the attended tokens, or `ONLY_SINK`."""
+        possible = self.kinds_for(record)
+        if kind == "distance":
+            return (_distance(record),) if kind in possible else ()
+        if "attended" not in possible:
+            return ()
+        only_sink = record.labels["sink_weight"] >= self.config.sink_only
+        return (ONLY_SINK,) if only_sink else tuple(self._attended(record.labels))
+
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
     ) -> Question:
@@ -228,9 +238,8 @@ class Attention:
             named = [] if only_sink else self._attended(record.labels)[: self.config.num_asked]
             return Question(self.name, kind, phrasing, (wording,), token_list(named) if named else (ONLY_SINK,))
         if kind == "distance":
-            back = record.position - int(record.labels["attended_positions"][0])
             choices = tuple((name,) for name, _ in DISTANCES)
-            return Question(self.name, kind, phrasing, (wording,), (distance_name(back),), choices)
+            return Question(self.name, kind, phrasing, (wording,), (_distance(record),), choices)
         return pair_question(self.name, kind, phrasing, wording, self._pair(record, rng), rng)
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
@@ -298,3 +307,8 @@ class Attention:
     def _check_fitted(self) -> None:
         if not self.habits:
             raise RuntimeError(f"task {self.name} knows no site yet: call task.fit(dataset.split('train')) first")
+
+
+def _distance(record: Record) -> str:
+    """How far back the position lies that a record attends to most."""
+    return distance_name(record.position - int(record.labels["attended_positions"][0]))

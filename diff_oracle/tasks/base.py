@@ -62,6 +62,13 @@ class Task(Protocol):
         """
         ...
 
+    def targets(self, record: Record, kind: str) -> tuple[int | str, ...]:
+        """What a probe without language learns to tell for a kind: the row's right tokens by id, or its class by name.
+
+        Empty where the row has no label for it.
+        """
+        ...
+
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
     ) -> Question:

@@ -223,6 +223,18 @@ class LayerSkip:
         base, skipped = int(labels["base_ids"][0]), int(labels["skipped_ids"][0])
         return NO_CHANGE if base == skipped else skipped
 
+    def targets(self, record: Record, kind: str) -> tuple[int | str, ...]:
+        """The size's name; whether the top stays the `SAME`, or nothing of it; else what gains or loses."""
+        possible = self.kinds_for(record)
+        if kind == "size":
+            return (self._size(record.labels),) if kind in possible else ()
+        if kind == "top":
+            return (SAME,) if kind in possible and not Contest.of(record.labels).wins else ()
+        if not possible:
+            return ()
+        end = "lost" if kind == "lost" else "gained"
+        return tuple(changed_tokens(record.labels, end)) if self._changes(record.labels) else (NO_CHANGE,)
+
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
     ) -> Question:

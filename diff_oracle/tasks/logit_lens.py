@@ -117,6 +117,11 @@ class LogitLens:
         """The token that the diff raises most."""
         return int(label(labels, self.name, "promoted_ids")[0])
 
+    def targets(self, record: Record, kind: str) -> tuple[int | str, ...]:
+        """The k tokens at an end; yes/no and forced choice ask about the promoted ones."""
+        end = "suppressed" if kind == "suppressed" else "promoted"
+        return tuple(label(record.labels, self.name, f"{end}_ids").tolist())
+
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
     ) -> Question:
