@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import cast
 
 from diff_oracle.cli import entry_point
-from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, to_rows
+from diff_oracle.evaluation.metrics import EvaluationConfig, Evaluator
 from diff_oracle.evaluation.report import print_table
+from diff_oracle.evaluation.results import to_rows
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.provenance import provenance
 from diff_oracle.records import Split, open_dataset
 from diff_oracle.subject.loading import pick_device
 from diff_oracle.tasks import make_tasks
+from diff_oracle.training.holdout import HoldoutConfig
 
 
 @dataclass
@@ -54,6 +56,7 @@ def run(config: EvaluateConfig) -> None:
         trained = json.loads((source / "run.json").read_text())
         dataset_dir, tasks = Path(trained["dataset"]), make_tasks(trained["config"]["tasks"])
         settings, seed = EvaluationConfig(**trained["config"]["evaluation"]), trained["config"]["seed"]
+        holdout = HoldoutConfig(**trained["config"]["holdout"])
     except (KeyError, TypeError, ValueError) as error:  # cut off, edited by hand, or by another version
         raise ValueError(f"{source / 'run.json'} cannot be read: {type(error).__name__}: {error}") from error
     oracle = Oracle.from_pretrained(source / "oracle", device)
@@ -64,7 +67,7 @@ def run(config: EvaluateConfig) -> None:
         settings = replace(settings, num_rows=config.num_rows)
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)
-    rows = to_rows(evaluate(oracle, dataset, tasks, settings, cast(Split, config.split), seed))
+    rows = to_rows(Evaluator(oracle, dataset, tasks, settings, seed, holdout).evaluate(cast(Split, config.split)))
     (Path(config.run_dir) / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
     about = provenance(device) | {
         "oracle": str(source.resolve()),

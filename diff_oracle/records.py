@@ -22,6 +22,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Bool
+
+from diff_oracle.subject.capture import Diff
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -97,25 +100,13 @@ def schema(d_model: int, tasks: Iterable[str]) -> pa.Schema:
 
 
 @dataclass(frozen=True)
-class Record:
-    """One diff and what was measured about it."""
+class Record(Diff):
+    """A row of a dataset: a diff, and what was measured about it."""
 
     doc_id: str
-    site: str
-    position: int
-    token_ids: tuple[int, ...]
-    """The context 0…p, as the subject saw it."""
-    diff: np.ndarray
-    """[d_model] float32, raw."""
-    before: np.ndarray
-    """[d_model] float32, the residual that the diff was added to."""
+    """The document that the context is from."""
     labels: Mapping[str, Any]
     """The label columns of this row."""
-
-    @property
-    def relative_size(self) -> float:
-        """‖diff‖ / ‖before‖."""
-        return float(np.linalg.norm(self.diff) / max(float(np.linalg.norm(self.before)), 1e-12))
 
 
 class RecordSet:
@@ -134,6 +125,10 @@ class RecordSet:
         """The records at `indices`, in that order, read in one go."""
         rows = self._rows[[int(i) for i in indices]]
         return [self._record({name: column[i] for name, column in rows.items()}) for i in range(len(indices))]
+
+    def where(self, mask: Bool[np.ndarray, "row"]) -> RecordSet:
+        """The rows at which the mask is true."""
+        return self if mask.all() else RecordSet(self._rows.select(np.flatnonzero(mask)))
 
     def column(self, name: str) -> Any:
         """A whole column, as numpy."""

@@ -21,16 +21,15 @@ import torch
 
 from data_gen.build import BuildConfig, build
 from diff_oracle.cli import entry_point
-from diff_oracle.evaluation.controls import draw_rows
 from diff_oracle.evaluation.metrics import (
     EvaluationConfig,
+    Evaluator,
     asked_rows,
-    evaluate,
     selection_metric,
     selection_scores,
-    to_rows,
 )
 from diff_oracle.evaluation.report import draw_learning_curve, print_table
+from diff_oracle.evaluation.results import to_rows
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle, OracleConfig
@@ -39,6 +38,8 @@ from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import pick_device
 from diff_oracle.tasks import make_tasks
+from diff_oracle.training.holdout import HoldoutConfig
+from diff_oracle.training.mixture import MixtureConfig
 from diff_oracle.training.sft import TrainingConfig, train_oracle
 
 RESULTS = ("run.json", "eval.json", "select.json", "learning_curve.png")
@@ -54,6 +55,10 @@ class TrainConfig(BuildConfig):
     """What the oracle is told beside the diff."""
     lora: LoraOptions = field(default_factory=LoraOptions)
     """The adapter."""
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    """What training asks."""
+    holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
+    """Which sites training never sees."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it is trained."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -72,28 +77,34 @@ def run(config: TrainConfig) -> float:
     built = time.monotonic()
     torch.manual_seed(config.seed)  # the adapter's start; every other draw is keyed
     oracle = Oracle.create(config.model, OracleConfig(config.lora, config.prompt, config.injection), device)
+    config.holdout.check(oracle.identity.n_layers, oracle.identity.n_heads)
     dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)
     for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
-        draw_rows(dataset.split(split), 1, config.seed)
         list(asked_rows(dataset.split(split), tasks, 1, config.seed))
     for name in RESULTS:  # of an earlier run in this folder, so that none stands beside the new oracle
         (run_dir / name).unlink(missing_ok=True)
+    train_rows = dataset.split("train")
     history = train_oracle(
         oracle,
-        dataset.split("train"),
+        train_rows.where(config.holdout.trained(train_rows.sites)),
         tasks,
         config.training,
+        config.mixture,
         config.seed,
-        measure=lambda o: selection_scores(o, dataset, tasks, asked.curve_rows, asked.batch_size, config.seed),
+        measure=lambda o: selection_scores(
+            o, dataset, tasks, asked.curve_rows, asked.batch_size, config.seed, config.holdout
+        ),
     )
     oracle.save(run_dir / "oracle")
     draw_learning_curve(history, run_dir / "learning_curve.png")
     trained = time.monotonic()
-    selection = selection_scores(oracle, dataset, tasks, asked.selection_rows, asked.batch_size, config.seed)
+    selection = selection_scores(
+        oracle, dataset, tasks, asked.selection_rows, asked.batch_size, config.seed, config.holdout
+    )
     (run_dir / "select.json").write_text(json.dumps({"history": history, "final": selection}, indent=2) + "\n")
-    rows = to_rows(evaluate(oracle, dataset, tasks, asked, "test", config.seed))
+    rows = to_rows(Evaluator(oracle, dataset, tasks, asked, config.seed, config.holdout).evaluate("test"))
     (run_dir / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
     seconds = {"build": built - started, "train": trained - built, "evaluate": time.monotonic() - trained}
     about = provenance(device) | {"seconds": seconds, "dataset": str(dataset_dir.resolve()), "config": asdict(config)}

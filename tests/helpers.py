@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, identify, load_hf_model
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.random_models import random_model
@@ -32,6 +34,13 @@ def random_subject(architecture: str = "llama", seed: int = 0, **overrides: obje
 def random_tokens(num_rows: int = 2, length: int = 24, seed: int = 0) -> Tensor:
     """[num_rows, length] ordinary token ids."""
     return torch.randint(10, 4000, (num_rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def diff_at(site: str, vector: np.ndarray, relative_size: float = 0.2, token_ids: tuple[int, ...] = (1, 2)) -> Diff:
+    """A diff made by hand; the residual before it is the same everywhere, of the size that is asked for."""
+    size = float(np.linalg.norm(vector)) or 1.0
+    before = np.full_like(vector, size / relative_size / np.sqrt(len(vector)))
+    return Diff(site, len(token_ids) - 1, token_ids, vector, before)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

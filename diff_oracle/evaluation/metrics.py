@@ -1,28 +1,36 @@
-"""Asks an oracle the questions of a split, with every control, and scores the answers."""
+"""Asks an oracle the questions of a split, with every control, and scores the answers; `results` sums them up."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from diff_oracle.evaluation.bootstrap import DocumentBootstrap
-from diff_oracle.evaluation.controls import CONTROLS, MATCHED, SITE_PRIOR, control_prompts, draw_rows
+from diff_oracle.evaluation.controls import (
+    CONTROLS,
+    LINEAR_PROBE,
+    MATCHED,
+    PARTNER_CONTROLS,
+    RECENCY,
+    SITE_PRIOR,
+    AskedRow,
+    RowDrawer,
+    control_prompts,
+)
+from diff_oracle.evaluation.results import Result, summarise
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import DiffDataset, Record, RecordSet, Split
-from diff_oracle.subject.sites import DiffSite
-from diff_oracle.tasks import Question, Task
+from diff_oracle.tasks import Question, Task, Text
 from diff_oracle.tasks.base import Phrasing
+from diff_oracle.training.holdout import HoldoutConfig
 
 logger = logging.getLogger(__name__)
-
-MIN_GROUP_DOCS = 10  # resampling fewer documents gives intervals that are too narrow to be believed
 
 
 @dataclass
@@ -39,11 +47,13 @@ class EvaluationConfig:
     """Prompts answered at once."""
     resamples: int = 2000
     """Bootstrap resamples of the documents."""
-    controls: list[str] = field(default_factory=lambda: list(CONTROLS))
+    probe_rows: int = 20000
+    """Training rows that the linear probe is fitted on at most."""
+    controls: list[str] = field(default_factory=lambda: list(CONTROLS[:8]) + ["site_prior"])
     """Controls to ask; `matched` is always asked."""
 
     def __post_init__(self) -> None:
-        for name in ("num_rows", "curve_rows", "selection_rows", "batch_size", "resamples"):
+        for name in ("num_rows", "curve_rows", "selection_rows", "batch_size", "resamples", "probe_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
         for control in self.controls:
@@ -51,93 +61,138 @@ class EvaluationConfig:
                 raise ValueError(f"unknown control {control!r}: choose from {', '.join(CONTROLS)}")
 
 
-@dataclass(frozen=True)
-class Result:
-    """One line of eval.json."""
-
-    task: str
-    question: str
-    split: str
-    site_group: str
-    control: str
-    metric: str
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
-    n_docs: int
-
-
-def evaluate(
-    oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], config: EvaluationConfig, split: Split, seed: int
-) -> list[Result]:
-    """Scores by task, kind and site group: each control's, and matched − control, with intervals.
-
-    The tasks must be fitted. A site group seen in fewer than `MIN_GROUP_DOCS` documents has no line of its own.
-    """
-    controls = [MATCHED, *(c for c in config.controls if c != MATCHED)]
-    results: list[Result] = []
-    for task, kind, chosen, partners in asked_rows(dataset.split(split), tasks, config.num_rows, seed):
-        questions = [_question(task, record, kind, index, seed) for index, record in enumerate(chosen)]
-        scores: dict[str, Float[np.ndarray, "row"]] = {}
-        for control in controls:
-            logger.info("asking %s/%s: %s", task.name, kind, control)
-            if control == SITE_PRIOR:
-                answers = [
-                    oracle.vocabulary.show(task.prior_answer(r.site, q)) for r, q in zip(chosen, questions, strict=True)
-                ]
-            else:
-                prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
-                answers = answer(oracle, prompts, questions, config.batch_size)
-            scores[control] = np.array(
-                [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
-            )
-        results += _summarise(task.name, kind, split, chosen, questions, scores, config.resamples, seed)
-    return results
-
-
-def selection_scores(
-    oracle: Oracle, dataset: DiffDataset, tasks: Sequence[Task], num_rows: int, batch_size: int, seed: int
-) -> dict[str, float]:
-    """Mean scores on `num_rows` rows of split `select`, matched and shuffled: cheap enough to be asked while training.
+class Evaluator:
+    """Asks the questions of a split with every control.
 
     The tasks must be fitted.
     """
-    scores = {}
-    for task, kind, chosen, partners in asked_rows(dataset.split("select"), tasks, num_rows, seed):
-        questions = [task.question(r, kind, keyed_rng(seed, "select", kind, i)) for i, r in enumerate(chosen)]
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        dataset: DiffDataset,
+        tasks: Sequence[Task],
+        config: EvaluationConfig,
+        seed: int,
+        holdout: HoldoutConfig | None = None,
+    ) -> None:
+        self._oracle, self._dataset, self._tasks = oracle, dataset, tasks
+        self._config, self._seed, self._holdout = config, seed, holdout or HoldoutConfig()
+
+    def evaluate(self, split: Split) -> list[Result]:
+        """Scores by task, kind and site group: each control's, and matched − control, with intervals."""
+        controls = [MATCHED, *(c for c in self._config.controls if c != MATCHED)]
+        results: list[Result] = []
+        for task, kind, rows in asked_rows(self._dataset.split(split), self._tasks, self._config.num_rows, self._seed):
+            questions = [_question(task, row.record, kind, index, self._seed) for index, row in enumerate(rows)]
+            scores = {}
+            for control in controls:
+                logger.info("asking %s/%s: %s", task.name, kind, control)
+                values = self._scores(control, task, kind, rows, questions)
+                if not np.isnan(values).all():
+                    scores[control] = values
+            records = [row.record for row in rows]
+            results += summarise(records, questions, scores, split, self._config.resamples, self._seed, self._holdout)
+        return results
+
+    def _scores(
+        self, control: str, task: Task, kind: str, rows: Sequence[AskedRow], questions: Sequence[Question]
+    ) -> Float[np.ndarray, "row"]:
+        """A score for each row; NaN where it lacks what the control needs."""
+        records = [row.record for row in rows]
+        answers: Sequence[Text | None]
+        if control == SITE_PRIOR:
+            answers = [task.prior_answer(record.site, q) for record, q in zip(records, questions, strict=True)]
+        elif control == RECENCY:
+            answers = [task.recency_answer(record, q) for record, q in zip(records, questions, strict=True)]
+        elif control == LINEAR_PROBE:
+            answers = self._probe(task, kind).answers(records, questions)
+        else:
+            return self._oracle_scores(control, task, rows, questions)
+        show = self._oracle.vocabulary.show
+        return _score(task, questions, [None if a is None else show(a) for a in answers], self._oracle)
+
+    def _oracle_scores(
+        self, control: str, task: Task, rows: Sequence[AskedRow], questions: Sequence[Question]
+    ) -> Float[np.ndarray, "row"]:
+        asked = [i for i, row in enumerate(rows) if control not in PARTNER_CONTROLS or control in row.partners]
+        answers: list[str | None] = [None] * len(rows)
+        if asked:
+            own_questions = [questions[i] for i in asked]
+            prompts = control_prompts(
+                control, self._oracle.prompts, [rows[i] for i in asked], own_questions, self._seed
+            )
+            found = answer(self._oracle, prompts, own_questions, self._config.batch_size)
+            for i, text in zip(asked, found, strict=True):
+                answers[i] = text
+        return _score(task, questions, answers, self._oracle)
+
+    def _probe(self, task: Task, kind: str) -> Any:
+        """Fitted on rows that training may see."""
+        from diff_oracle.evaluation.probe import LinearProbe
+
+        rows = []
+        for split, most in (("train", self._config.probe_rows), ("select", self._config.selection_rows)):
+            records = self._dataset.split(cast(Split, split))
+            trained = np.flatnonzero(self._holdout.trained(records.sites))
+            order = keyed_rng(self._seed, "probe rows", split).permutation(trained)
+            rows.append(records.take(np.sort(order[:most])))
+        return LinearProbe.fit(task, kind, *rows)
+
+
+def selection_scores(
+    oracle: Oracle,
+    dataset: DiffDataset,
+    tasks: Sequence[Task],
+    num_rows: int,
+    batch_size: int,
+    seed: int,
+    holdout: HoldoutConfig | None = None,
+) -> dict[str, float]:
+    """Mean scores on `num_rows` rows of split `select`, matched and shuffled: cheap enough to be asked while training.
+
+    The tasks must be fitted. Sites that are held out of training are left out.
+    """
+    records, scores = dataset.split("select"), {}
+    among = None if holdout is None else holdout.trained(records.sites)
+    for task, kind, rows in asked_rows(records, tasks, num_rows, seed, among):
+        questions = [task.question(row.record, kind, keyed_rng(seed, "select", kind, i)) for i, row in enumerate(rows)]
         for control in (MATCHED, "shuffled"):
-            prompts = control_prompts(control, oracle.prompts, chosen, partners, questions, seed)
-            answers = answer(oracle, prompts, questions, batch_size)
-            right = [task.score(q, a, oracle.vocabulary) for q, a in zip(questions, answers, strict=True)]
+            prompts = control_prompts(control, oracle.prompts, rows, questions, seed)
+            right = _score(task, questions, answer(oracle, prompts, questions, batch_size), oracle)
             scores[f"select/{task.name}/{kind}/{control}"] = float(np.mean(right))
     return scores
 
 
 def asked_rows(
-    records: RecordSet, tasks: Sequence[Task], num_rows: int, seed: int
-) -> Iterator[tuple[Task, str, list[Record], list[Record]]]:
-    """For each task and kind: rows that can be asked, and for each a row of its site in another document.
+    records: RecordSet,
+    tasks: Sequence[Task],
+    num_rows: int,
+    seed: int,
+    among: Bool[np.ndarray, "row"] | None = None,
+) -> Iterator[tuple[Task, str, list[AskedRow]]]:
+    """For each task and kind: rows that can be asked, with their partners.
 
     The tasks must be fitted. A kind that no row can be asked is left out, with a warning.
 
     Raises:
-        ValueError: A task can be asked of no row.
+        ValueError: A task can be asked of no row, or no row can be shuffled.
     """
+    drawer = RowDrawer(records, seed)
     for task in tasks:
         askable = task.askable(records)
+        if among is not None:
+            askable &= among[:, None]
         if not askable.any():
             raise ValueError(
                 f"none of {len(records)} rows can be asked about {task.name}: choose other sites or more documents"
             )
-        drawn: dict[bytes, tuple[list[Record], list[Record]]] = {}  # most kinds are asked of the same rows
+        drawn: dict[bytes, list[AskedRow]] = {}  # most kinds are asked of the same rows
         for kind, possible in zip(task.kinds, askable.T, strict=True):
             if possible.tobytes() not in drawn:
-                rows, partners = draw_rows(records, num_rows, seed, possible)
-                drawn[possible.tobytes()] = (records.take(rows), records.take(partners)) if len(rows) else ([], [])
-            chosen, others = drawn[possible.tobytes()]
-            if chosen:
-                yield task, kind, chosen, others
+                drawn[possible.tobytes()] = drawer.draw(num_rows, possible)
+            if rows := drawn[possible.tobytes()]:
+                yield task, kind, rows
             else:
                 logger.warning("no row can be asked %s/%s: it is left out", task.name, kind)
 
@@ -164,37 +219,13 @@ def _question(task: Task, record: Record, kind: str, index: int, seed: int) -> Q
     return task.question(record, kind, keyed_rng(seed, "evaluation", kind, index), phrasing)
 
 
-def _summarise(
-    task: str,
-    kind: str,
-    split: Split,
-    records: Sequence[Record],
-    questions: Sequence[Question],
-    scores: dict[str, Float[np.ndarray, "row"]],
-    resamples: int,
-    seed: int,
-) -> list[Result]:
-    groups = np.array([DiffSite.parse(record.site).group for record in records])
-    heldout = np.array([question.phrasing == "heldout" for question in questions])
-    doc_ids = np.array([record.doc_id for record in records])
-    metric = "accuracy" if questions[0].choices else "precision"
-    parts = [(kind, "all", ~heldout), (f"{kind}, held-out wording", "all", heldout)]
-    parts += [(kind, str(group), ~heldout & (groups == group)) for group in sorted(set(groups))]
-    results = []
-    for question, group, mask in parts:
-        if not mask.any() or (group != "all" and len(set(doc_ids[mask])) < MIN_GROUP_DOCS):
-            continue
-        bootstrap = DocumentBootstrap(doc_ids[mask], resamples, keyed_rng(seed, "bootstrap"))
-        for control, values in scores.items():
-            lines = [(control, values)]
-            if control != MATCHED:
-                lines.append((f"{MATCHED} - {control}", scores[MATCHED] - values))
-            for name, line in lines:
-                estimate = bootstrap.estimate(line[mask])
-                results.append(Result(task, question, split, group, name, metric, **asdict(estimate)))
-    return results
-
-
-def to_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The content of eval.json."""
-    return [asdict(result) for result in results]
+def _score(
+    task: Task, questions: Sequence[Question], answers: Sequence[str | None], oracle: Oracle
+) -> Float[np.ndarray, "row"]:
+    """NaN where there is no answer."""
+    return np.array(
+        [
+            np.nan if text is None else task.score(question, text, oracle.vocabulary)
+            for question, text in zip(questions, answers, strict=True)
+        ]
+    )

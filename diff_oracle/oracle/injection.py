@@ -1,10 +1,12 @@
-"""Injectors: how a vector gets into the oracle, in place of the slot tokens.
+"""Injectors: how vectors get into the oracle, in place of the slot tokens.
 
-Both work on the direction u = δ/‖δ‖ (the prompt says the size); slot j gets v_j = A_j(u). A_j is the identity, or it is
-learned, u ↦ W_j u + b_j with b_j = 0 at the start, kept as one matrix [W_j b_j] that multiplies [u 1]: a map for all
-slots that starts as the identity, or a map for every slot, with W_j = I, −I, I, … at the start. With both signs side by
+`input` says which vectors a diff δ is shown by: δ itself, the residual before it and behind it, or δ and the residual
+before it. Each has `num_slots` slots side by side. Only directions are injected, u = x/‖x‖ (the prompt says the size);
+slot j of an input gets v_j = A_j(u). A_j is the identity, so that every slot repeats u, or it is learned,
+u ↦ W_j u + b_j with b_j = 0 at the start, kept as one matrix [W_j b_j] that multiplies [u 1]: a map for all slots of an
+input that starts as the identity, or a map for every slot, with W_j = I, −I, I, … at the start. With both signs side by
 side, a question about the lowered tokens is answered by looking at another slot, with the same weights.
-A zero δ has no direction and injects nothing.
+A vector of zeros has no direction and injects nothing.
 """
 
 from __future__ import annotations
@@ -13,31 +15,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 MAPS = ("none", "affine", "per_slot")
+INPUTS = {"diff": 1, "before_after": 2, "diff_before": 2, "text": 0}
+"""What an oracle is given -> how many vectors that is."""
 
 
 @dataclass
 class InjectionConfig:
-    """Where and how a diff is injected."""
+    """What is injected, where and how."""
 
     kind: str = "embed"
     """`embed` replaces the slots' embeddings, `residual` adds to the residual stream behind a block."""
+    input: str = "diff"
+    """`diff`; `before_after`, the residual before and behind it; `diff_before`, the diff and the residual before it; or
+    `text`: no vector, but the context's last tokens in the prompt, an oracle to compare with."""
     map: str = "per_slot"
-    """What the direction passes through first: `none`, `affine` (learned, one for all slots) or `per_slot`."""
+    """What a direction passes through first: `none`, `affine` (learned, one for all slots) or `per_slot`."""
     num_slots: int = 2
-    """Slots that carry the vector."""
+    """Slots that carry each vector."""
     scale: float = 1.0
     """Size of what is injected: in mean embedding norms (`embed`), or in norms of the residual there (`residual`)."""
     block: int = 1
     """`residual`: the block behind whose output is injected."""
 
     def __post_init__(self) -> None:
-        for name, got, known in (("kind", self.kind, INJECTORS), ("map", self.map, MAPS)):
+        for name, got, known in (
+            ("kind", self.kind, INJECTORS),
+            ("input", self.input, INPUTS),
+            ("map", self.map, MAPS),
+        ):
             if got not in known:
                 raise ValueError(f"unknown injection.{name} {got!r}: choose from {', '.join(known)}")
         if self.num_slots < 1:
@@ -45,24 +57,36 @@ class InjectionConfig:
         if self.block < 0:
             raise ValueError(f"injection.block must be at least 0, got {self.block}")
 
+    def vectors(
+        self, diff: Float[np.ndarray, "d_model"], before: Float[np.ndarray, "d_model"]
+    ) -> Float[np.ndarray, "input d_model"]:
+        """What is injected for a diff and the residual that it was added to."""
+        shown = {"diff": [diff], "before_after": [before, before + diff], "diff_before": [diff, before], "text": []}
+        return np.array(shown[self.input], dtype=np.float32).reshape(-1, len(diff))
+
 
 class Injector(nn.Module):
-    """Common part: the map, and a hook on one of the model's modules that is live inside `injecting`."""
+    """Common part: the maps, and a hook on one of the model's modules that is live inside `injecting`."""
 
     def __init__(self, config: InjectionConfig, d_model: int) -> None:
         super().__init__()
         self.config = config
-        number = {"none": 0, "affine": 1, "per_slot": config.num_slots}[config.map]
-        signs = [(-1.0) ** j * torch.eye(d_model, d_model + 1) for j in range(number)]
-        self.maps = nn.ParameterList(signs)
-        self._live: tuple[Bool[Tensor, "row pos"], Float[Tensor, "row d_model"]] | None = None
+        signs = {"none": [], "affine": [1.0], "per_slot": [(-1.0) ** j for j in range(config.num_slots)]}[config.map]
+        starts = [sign * torch.eye(d_model, d_model + 1) for _ in range(INPUTS[config.input]) for sign in signs]
+        self.maps = nn.ParameterList(starts)
+        self._live: tuple[Bool[Tensor, "row pos"], Float[Tensor, "row input d_model"]] | None = None
 
-    def vectors(self, diff: Float[Tensor, "row d_model"]) -> Float[Tensor, "row slot d_model"]:
-        """v_j = A_j(δ/‖δ‖)."""
-        unit = diff / diff.norm(dim=-1, keepdim=True).clamp(min=1e-30)
-        one = unit.new_ones(len(unit), 1)
-        mapped = [torch.cat([unit, one], dim=-1) @ matrix.T for matrix in self.maps] or [unit]
-        return torch.stack([mapped[j % len(mapped)] for j in range(self.config.num_slots)], dim=1)
+    def directions(self, vectors: Float[Tensor, "row input d_model"]) -> Float[Tensor, "row slot d_model"]:
+        """v_j = A_j(x/‖x‖), all slots of the first input before those of the second."""
+        unit = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        with_one = torch.cat([unit, torch.ones_like(unit[..., :1])], dim=-1)
+        of_input = len(self.maps) // INPUTS[self.config.input]
+        mapped: list[Tensor] = []
+        for i in range(unit.shape[1]):
+            maps = list(self.maps)[i * of_input : (i + 1) * of_input]
+            different = [with_one[:, i] @ matrix.T for matrix in maps] or [unit[:, i]]
+            mapped += [different[j % len(different)] for j in range(self.config.num_slots)]
+        return torch.stack(mapped, dim=1)
 
     def inject(
         self, hidden: Float[Tensor, "row pos d_model"], vector: Float[Tensor, "row pos d_model"]
@@ -71,9 +95,11 @@ class Injector(nn.Module):
         raise NotImplementedError
 
     @contextmanager
-    def injecting(self, slot_mask: Bool[Tensor, "row pos"], diff: Float[Tensor, "row d_model"]) -> Iterator[None]:
-        """Within, forward passes over these rows have the diff injected at their slots."""
-        self._live = slot_mask & (diff.norm(dim=-1) > 0)[:, None], diff
+    def injecting(
+        self, slot_mask: Bool[Tensor, "row pos"], vectors: Float[Tensor, "row input d_model"]
+    ) -> Iterator[None]:
+        """Within, forward passes over these rows have the vectors injected at their slots."""
+        self._live = slot_mask, vectors
         try:
             yield
         finally:
@@ -86,18 +112,19 @@ class Injector(nn.Module):
     def _hook(
         self, module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]
     ) -> Tensor | tuple[Tensor, ...]:
-        if self._live is None:
+        if self._live is None or not self._live[1].shape[1]:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
-        mask, diff = self._live
+        mask, vectors = self._live
         if hidden.shape[1] == 1 and mask.shape[1] > 1:
             return output  # a step of cached generation: the prompt is in the cache, a generated token is no slot
         if hidden.shape[:2] != mask.shape:
             raise RuntimeError(f"injection for rows of shape {tuple(mask.shape)}, got {tuple(hidden.shape[:2])}")
-        slot = (mask.cumsum(-1) - 1).clamp(min=0, max=self.config.num_slots - 1)
-        vector = self.vectors(diff).take_along_dim(slot[..., None], dim=1)
-        injected = self.inject(hidden, vector).to(hidden.dtype)
-        hidden = torch.where(mask[..., None], injected, hidden)
+        directions = self.directions(vectors)
+        slot = (mask.cumsum(-1) - 1).clamp(min=0, max=directions.shape[1] - 1)
+        has_direction = (vectors.norm(dim=-1) > 0).take_along_dim(slot // self.config.num_slots, dim=1)
+        injected = self.inject(hidden, directions.take_along_dim(slot[..., None], dim=1)).to(hidden.dtype)
+        hidden = torch.where((mask & has_direction)[..., None], injected, hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 

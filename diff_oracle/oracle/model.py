@@ -29,7 +29,7 @@ from diff_oracle.oracle.adapter import LoraOptions, add_adapter
 from diff_oracle.oracle.decoding import DistinctLines
 from diff_oracle.oracle.injection import INJECTORS, InjectionConfig
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder, PromptConfig
-from diff_oracle.records import Record
+from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
 from diff_oracle.tasks.text import MINUS, Text, Vocabulary
 
@@ -66,9 +66,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.base, self.config, self.identity = base, config, loaded.identity
         self.vocabulary = Vocabulary(loaded.tokenizer, loaded.identity.vocab_size)
-        self.prompts = PromptBuilder(
-            self.vocabulary, config.prompt, config.injection.num_slots, loaded.identity.d_model
-        )
+        self.prompts = PromptBuilder(self.vocabulary, config.prompt, config.injection, loaded.identity.d_model)
         self.injector = INJECTORS[config.injection.kind](config.injection, loaded.model).to(loaded.model.device)
         loaded.model.generation_config = GenerationConfig()  # the model's own may sample or penalise repetition
         if adapter is None:
@@ -104,7 +102,7 @@ class Oracle(nn.Module):
         mask = inputs["attention_mask"]
         if mask.ndim == 4:  # models take such a mask as what is added to the attention scores
             mask = torch.zeros_like(mask, dtype=base.dtype).masked_fill(~mask, torch.finfo(base.dtype).min)
-        with self.injector.injecting(inputs["slot_mask"], inputs["diff"]):
+        with self.injector.injecting(inputs["slot_mask"], inputs["vectors"]):
             hidden = base.base_model(
                 input_ids=inputs["input_ids"],
                 attention_mask=mask,
@@ -124,7 +122,7 @@ class Oracle(nn.Module):
             batch = self._batch([prompts[i] for i in indices])
             marks = self.vocabulary.newline[-1], self.vocabulary.encode_string(MINUS)[-1]
             distinct = DistinctLines(*marks, batch["input_ids"].shape[1])
-            with self.injector.injecting(batch["slot_mask"], batch["diff"]):
+            with self.injector.injecting(batch["slot_mask"], batch["vectors"]):
                 out = self.lm.generate(
                     input_ids=batch["input_ids"],
                     attention_mask=batch["attention_mask"],
@@ -155,7 +153,7 @@ class Oracle(nn.Module):
         result: list[Float[Tensor, "choice"]] = [torch.empty(0)] * len(prompts)
         for indices in tqdm(_by_length(prompts, batch_size), desc="choosing", unit=" batches", leave=False):
             batch = self._batch([prompts[i] for i in indices])
-            with self.injector.injecting(batch["slot_mask"], batch["diff"]):
+            with self.injector.injecting(batch["slot_mask"], batch["vectors"]):
                 logits = self.lm(
                     input_ids=batch["input_ids"],
                     attention_mask=batch["attention_mask"],
@@ -167,14 +165,17 @@ class Oracle(nn.Module):
                 result[i] = row[firsts[i]]
         return result
 
-    def ask(self, record: Record, question: str, max_new_tokens: int = 32) -> str:
-        """The oracle's answer to a question of one's own about a record's diff."""
-        prompt = self.prompts.with_diff(record.site, record.diff, record.relative_size, (question,))
-        return self.generate([prompt], max_new_tokens)[0]
+    def ask(self, diff: Diff, question: str, max_new_tokens: int = 32) -> str:
+        """The answer to a question of one's own about a diff: a row of a dataset, or one of `diffs_of_text`."""
+        return self.generate([self.prompts.about(diff, (question,))], max_new_tokens)[0]
 
-    def choose(self, record: Record, question: str, choices: Sequence[str]) -> dict[str, float]:
-        """How likely the oracle finds each choice, among them."""
-        prompt = self.prompts.with_diff(record.site, record.diff, record.relative_size, (question,))
+    def choose(self, diff: Diff, question: str, choices: Sequence[str]) -> dict[str, float]:
+        """How likely the oracle finds each choice, among them.
+
+        Raises:
+            ValueError: Two choices begin with the same token.
+        """
+        prompt = self.prompts.about(diff, (question,))
         scores = self.choice_log_probs([prompt], [[(choice,) for choice in choices]])[0]
         return dict(zip(choices, scores.softmax(-1).tolist(), strict=True))
 

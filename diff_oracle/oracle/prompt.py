@@ -21,6 +21,8 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from diff_oracle.oracle.injection import INPUTS, InjectionConfig
+from diff_oracle.subject.capture import Diff
 from diff_oracle.tasks.text import Text, Vocabulary
 
 IGNORED = -100  # labels that carry no loss
@@ -38,7 +40,8 @@ class PromptConfig:
     show_size: bool = True
     """Whether it is told ‖diff‖ / ‖before‖ in words; injection keeps only the direction."""
     context_tokens: int = 48
-    """Last tokens of the context shown in prompts that carry text in place of a diff (control `text_only`)."""
+    """Last tokens of the context shown in prompts that carry text in place of a diff (control `text_only`,
+    `injection.input=text`)."""
 
     def __post_init__(self) -> None:
         if self.context_tokens < 1:
@@ -47,11 +50,11 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's ids and the vector for its slots."""
+    """A prompt's ids and the vectors for its slots."""
 
     ids: list[int]
-    diff: np.ndarray | None
-    """[d_model]; None where the prompt has no slots."""
+    vectors: np.ndarray | None
+    """[input, d_model]; None where the prompt has no slots."""
     shared: int = 0
     """How many of the first ids are the same for every question about this diff."""
 
@@ -67,7 +70,7 @@ class Batch(TypedDict):
     position_ids: Int[Tensor, "row pos"]
     labels: Int[Tensor, "row pos"]
     slot_mask: Bool[Tensor, "row pos"]
-    diff: Float[Tensor, "row d_model"]
+    vectors: Float[Tensor, "row input d_model"]
 
 
 def size_word(relative_size: float) -> str:
@@ -109,8 +112,10 @@ class PromptBuilder:
         ValueError: The tokenizer has no token for the slot, or its chat template hides the user's message.
     """
 
-    def __init__(self, vocabulary: Vocabulary, config: PromptConfig, num_slots: int, d_model: int) -> None:
-        self.vocabulary, self.config, self.num_slots, self.d_model = vocabulary, config, num_slots, d_model
+    def __init__(self, vocabulary: Vocabulary, config: PromptConfig, injection: InjectionConfig, d_model: int) -> None:
+        self.vocabulary, self.config, self.injection, self.d_model = vocabulary, config, injection, d_model
+        self.num_inputs = INPUTS[injection.input]
+        self.num_slots = self.num_inputs * injection.num_slots
         self.slot_id = slot_token(vocabulary)
         tokenizer = vocabulary.tokenizer
         if tokenizer.eos_token_id is None:
@@ -125,25 +130,33 @@ class PromptBuilder:
         else:
             self._head, self._tail = list(tokenizer("")["input_ids"]), list(vocabulary.newline)
 
-    def with_diff(self, site: str, diff: np.ndarray, relative_size: float, question: Text) -> Prompt:
-        """The prompt for a diff; a zero diff leaves the slots empty."""
-        slots = (*self._heading(site, relative_size), ":", *(self.slot_id,) * self.num_slots, "\n")
-        return self._frame(slots, question, diff)
+    def about(self, diff: Diff, question: Text, instead: np.ndarray | None = None) -> Prompt:
+        """The prompt that asks about a diff; vectors of zeros leave their slots empty.
 
-    def with_text(self, site: str, relative_size: float, context: Sequence[int], question: Text) -> Prompt:
+        Args:
+            diff: Its site and size are said, and what `injection.input` names is injected.
+            question: What is asked.
+            instead: [d_model], injected in place of the diff itself; all else stays as it is.
+        """
+        if not self.num_inputs:
+            return self.with_text(diff, question)
+        vectors = self.injection.vectors(diff.diff if instead is None else instead, diff.before)
+        return self._frame((*self._heading(diff), ":", *(self.slot_id,) * self.num_slots, "\n"), question, vectors)
+
+    def with_text(self, diff: Diff, question: Text) -> Prompt:
         """The prompt that shows the context's text in place of the diff; no slot."""
         special = set(self.vocabulary.tokenizer.all_special_ids) | {self.slot_id}
-        shown = [int(i) for i in context[-self.config.context_tokens :] if int(i) not in special]
-        return self._frame((*self._heading(site, relative_size), " after ", *shown, "\n"), question, None)
+        shown = [int(i) for i in diff.token_ids[-self.config.context_tokens :] if int(i) not in special]
+        return self._frame((*self._heading(diff), " after ", *shown, "\n"), question, None)
 
-    def _heading(self, site: str, relative_size: float) -> Text:
-        shown = [site] if self.config.show_site else []
-        shown += [size_word(relative_size)] if self.config.show_size else []
+    def _heading(self, diff: Diff) -> Text:
+        shown = [diff.site] if self.config.show_site else []
+        shown += [size_word(diff.relative_size)] if self.config.show_size else []
         return (" ".join(shown),)
 
-    def _frame(self, before: Text, question: Text, diff: np.ndarray | None) -> Prompt:
+    def _frame(self, before: Text, question: Text, vectors: np.ndarray | None) -> Prompt:
         shared = self._head + self.vocabulary.encode(before)
-        return Prompt(shared + self.vocabulary.encode(question) + self._tail, diff, len(shared))
+        return Prompt(shared + self.vocabulary.encode(question) + self._tail, vectors, len(shared))
 
     def collate(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]] | None = None) -> Batch:
         """Pads on the left, so that every row ends at the same place; answers carry the labels, prompts none.
@@ -160,15 +173,15 @@ class PromptBuilder:
         attention_mask = torch.zeros(len(rows), width, dtype=torch.long)
         labels = torch.full((len(rows), width), IGNORED)
         slot_mask = torch.zeros(len(rows), width, dtype=torch.bool)
-        diff = torch.zeros(len(rows), self.d_model)
+        vectors = torch.zeros(len(rows), self.num_inputs, self.d_model)
         for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             start = width - len(row)
             input_ids[i, start:] = torch.tensor(row)
             attention_mask[i, start:] = 1
             labels[i, start + len(prompt.ids) :] = input_ids[i, start + len(prompt.ids) :]
-            if prompt.diff is not None:
+            if prompt.vectors is not None:
                 slot_mask[i, start : start + len(prompt.ids)] = torch.tensor(prompt.ids) == self.slot_id
-                diff[i] = torch.from_numpy(prompt.diff)
+                vectors[i] = torch.from_numpy(prompt.vectors)
                 self._check_slots(slot_mask[i])
         return Batch(
             input_ids=input_ids,
@@ -176,7 +189,7 @@ class PromptBuilder:
             position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
             labels=labels,
             slot_mask=slot_mask,
-            diff=diff,
+            vectors=vectors,
         )
 
     def collate_shared(self, groups: Sequence[Sequence[tuple[Prompt, Sequence[int]]]]) -> Batch:
@@ -199,16 +212,16 @@ class PromptBuilder:
         part = torch.full((len(rows), width), -1)  # 0: shared, 1…: the questions, -1: padding
         position_ids = torch.zeros(len(rows), width, dtype=torch.long)
         slot_mask = torch.zeros(len(rows), width, dtype=torch.bool)
-        diff = torch.zeros(len(rows), self.d_model)
+        vectors = torch.zeros(len(rows), self.num_inputs, self.d_model)
         for i, (row, group) in enumerate(zip(rows, groups, strict=True)):
             first = group[0][0]
             shared, start = first.shared, width - len(row)
             input_ids[i, start:] = torch.tensor(row)
             part[i, start : start + shared] = 0
             position_ids[i, start : start + shared] = torch.arange(shared)
-            if first.diff is not None:
+            if first.vectors is not None:
                 slot_mask[i, start : start + shared] = input_ids[i, start : start + shared] == self.slot_id
-                diff[i] = torch.from_numpy(first.diff)
+                vectors[i] = torch.from_numpy(first.vectors)
                 self._check_slots(slot_mask[i])
             start += shared
             for number, (prompt, answer) in enumerate(group, start=1):
@@ -225,7 +238,7 @@ class PromptBuilder:
             position_ids=position_ids,
             labels=labels,
             slot_mask=slot_mask,
-            diff=diff,
+            vectors=vectors,
         )
 
     def _check_slots(self, mask: Bool[Tensor, "pos"]) -> None:

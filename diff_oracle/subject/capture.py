@@ -9,13 +9,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diff_oracle.subject.forward import Forward, Query, before_hook, forward
 from diff_oracle.subject.model import Subject
-from diff_oracle.subject.sites import DiffSite
+from diff_oracle.subject.sites import DiffSite, expand_sites
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What one site added to the residual stream at one position of a text."""
+
+    site: str
+    """The site's name, e.g. L3H2."""
+    position: int
+    """Token index in the context, its last."""
+    token_ids: tuple[int, ...]
+    """The context 0…p, as the subject saw it."""
+    diff: np.ndarray
+    """[d_model] float32, raw."""
+    before: np.ndarray
+    """[d_model] float32, the residual that the diff was added to."""
+
+    @property
+    def relative_size(self) -> float:
+        """‖diff‖ / ‖before‖."""
+        return float(np.linalg.norm(self.diff) / max(float(np.linalg.norm(self.before)), 1e-12))
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,36 @@ def read_diffs(run: Forward) -> Captured:
             "weights are damaged or overflow at this precision; load them anew, or with model.dtype=float32"
         )
     return Captured(diff, before, final_scale)
+
+
+def diffs_of_text(
+    subject: Subject, text: str, sites: Sequence[str], positions: Sequence[int] | None = None
+) -> list[Diff]:
+    """The diffs of a text, by position and then by site, from one forward pass.
+
+    Args:
+        subject: The model.
+        text: As the tokenizer reads it, with whatever it puts before a text.
+        sites: Single sites (`L3H2`) or sets of them (`heads`), as `expand_sites` takes them.
+        positions: Token indices, negative ones from the end; by default the last. Position 0 is never one.
+
+    Raises:
+        ValueError: A site or position is out of range, the text has too few tokens, or an activation is not finite.
+    """
+    ids = [int(i) for i in subject.tokenizer(text)["input_ids"]]
+    wanted = [p + len(ids) if p < 0 else p for p in ([-1] if positions is None else positions)]
+    if bad := [p for p in wanted if not 0 < p < len(ids)]:
+        raise ValueError(
+            f"position {bad[0]} is out of range: the text has {len(ids)} tokens, and position 0 has no diff to explain"
+        )
+    expanded = expand_sites(sites, subject.n_layers, subject.n_heads)
+    queries = [Query(0, position, site) for position in wanted for site in expanded]
+    captured = capture(subject, torch.tensor([ids], device=subject.device), queries)
+    vectors = zip(captured.diff.cpu().numpy(), captured.before.cpu().numpy(), strict=True)
+    return [
+        Diff(str(query.site), query.position, tuple(ids[: query.position + 1]), diff, before)
+        for query, (diff, before) in zip(queries, vectors, strict=True)
+    ]
 
 
 @torch.no_grad()

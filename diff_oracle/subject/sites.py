@@ -89,6 +89,17 @@ class DiffSite:
         """The last block that writes into this diff."""
         return self.layer if self.end is None else self.end - 1
 
+    def overlaps(self, other: DiffSite) -> bool:
+        """Whether a part of what is written here is written there too."""
+        if self.last_layer < other.layer or other.last_layer < self.layer:
+            return False
+        kinds = {self.kind, other.kind}
+        if kinds & {"layer", "span"}:
+            return True
+        if kinds == {"head"}:
+            return self.head == other.head
+        return "mlp" not in kinds or kinds == {"mlp"}
+
     def check(self, n_layers: int, n_heads: int) -> None:
         """Makes sure that a model has this site.
 

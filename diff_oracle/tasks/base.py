@@ -83,6 +83,10 @@ class Task(Protocol):
         """The best answer that knows the site and the training rows but not the diff."""
         ...
 
+    def recency_answer(self, record: Record, question: Question) -> Text | None:
+        """What the places of the tokens in the text suggest, without the diff; None where they suggest nothing."""
+        ...
+
 
 def check_kind(kind: str, kinds: Mapping[str, float]) -> None:
     """Makes sure that a task has a kind of question.

@@ -290,6 +290,10 @@ class LayerSkip:
         token = next(piece for piece in question.text if isinstance(piece, int))
         return (token,) if habit.winners.share([token])[0] > 0.5 else (SAME,)
 
+    def recency_answer(self, record: Record, question: Question) -> Text | None:
+        """None: it is not asked about places."""
+        return None
+
     def _changes(self, labels: Mapping[str, Any]) -> bool:
         return bool(labels["kl"] >= self.config.small_kl)
 

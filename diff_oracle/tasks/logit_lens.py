@@ -170,6 +170,10 @@ class LogitLens:
             return token_list(usual.commonest, MARKS[question.kind])
         return pair_prior(question, usual)
 
+    def recency_answer(self, record: Record, question: Question) -> Text | None:
+        """None: it is not asked about places."""
+        return None
+
     def _pair(
         self, promoted: Sequence[int], suppressed: Sequence[int], usual: Usual | None, rng: np.random.Generator
     ) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from diff_oracle.oracle.prompt import Batch
 from diff_oracle.records import RecordSet
 from diff_oracle.tasks import Task
 from diff_oracle.training.examples import Example, ExampleDataset
+from diff_oracle.training.mixture import MixtureConfig
 
 
 @dataclass
@@ -25,8 +26,6 @@ class TrainingConfig:
     """Optimiser steps."""
     batch_size: int = 32
     """Diffs a step."""
-    questions_per_diff: int = 3
-    """Questions about each of them, of different kinds; they share the row, so that the diff is read once."""
     learning_rate: float = 5e-3
     """Muon's peak rate: linear warm-up, cosine decay to zero."""
     warmup_steps: int = 10
@@ -35,36 +34,17 @@ class TrainingConfig:
     """On adapter and injector."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    lists_first: float = 0.6
-    """Share of the training, at its beginning, that asks for lists of tokens alone."""
-    one_list_first: float = 0.0
-    """Share of the training, at its beginning and within `lists_first`, that asks for one list of each task alone."""
-    text_only_fraction: float = 0.1
-    """Behind that, share of batches that show the context's text in place of the diff."""
-    none_fraction: float = 0.05
-    """Behind that, share of batches whose slots are left empty."""
     bf16: bool = False
     """Matrix products of training in bfloat16 (autocast); weights and updates stay in float32."""
     evaluations: int = 3
     """Points of the learning curve, measured on split `select`."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "questions_per_diff", "evaluations"):
+        for name in ("steps", "batch_size", "evaluations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
-        if not 0 <= self.lists_first <= 1:
-            raise ValueError(f"training.lists_first must be 0…1, got {self.lists_first}")
-        if not 0 <= self.one_list_first <= self.lists_first:
-            raise ValueError(
-                f"training.one_list_first must be 0…lists_first = {self.lists_first}, got {self.one_list_first}"
-            )
-        shares = (self.text_only_fraction, self.none_fraction)
-        if min(shares) < 0 or sum(shares) >= 1:
-            raise ValueError(
-                f"training.text_only_fraction and none_fraction must be at least 0 and below 1 together, got {shares}"
-            )
 
 
 def train_oracle(
@@ -72,6 +52,7 @@ def train_oracle(
     records: RecordSet,
     tasks: Sequence[Task],
     config: TrainingConfig,
+    mixture: MixtureConfig,
     seed: int,
     measure: Callable[[Oracle], dict[str, float]],
 ) -> list[dict[str, Any]]:
@@ -80,20 +61,7 @@ def train_oracle(
     Raises:
         ValueError: The loss is not finite.
     """
-    dataset = ExampleDataset(
-        records,
-        tasks,
-        oracle.prompts,
-        config.steps,
-        config.batch_size,
-        seed,
-        config.text_only_fraction,
-        config.none_fraction,
-        config.questions_per_diff,
-        config.lists_first,
-        config.one_list_first,
-    )
-
+    dataset = ExampleDataset(records, tasks, oracle.prompts, mixture, config.steps, config.batch_size, seed)
     collate = _collate_shared if _reads_apart(oracle, dataset[len(dataset) - 1]) else _collate_apart
     curve = _Curve(oracle, measure, max(1, config.steps // config.evaluations))
     with TemporaryDirectory() as scratch:  # Trainer wants a folder, though nothing is saved on the way

@@ -9,6 +9,7 @@ from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle, OracleConfig
 from diff_oracle.oracle.prompt import Prompt, PromptConfig
 from diff_oracle.subject.loading import SubjectConfig
+from tests.helpers import diff_at
 
 MakeOracle = Callable[..., Oracle]
 
@@ -38,8 +39,8 @@ def make_prompts() -> Callable[[Oracle, int], list[Prompt]]:
         rng = np.random.default_rng(0)
         questions = ["Why?", "Which tokens become more likely?", "What does this step do, and to which tokens?"]
         return [
-            oracle.prompts.with_diff(
-                f"L{i}", rng.standard_normal(oracle.prompts.d_model).astype(np.float32), 0.2, (questions[i % 3],)
+            oracle.prompts.about(
+                diff_at(f"L{i}", rng.standard_normal(oracle.prompts.d_model).astype(np.float32)), (questions[i % 3],)
             )
             for i in range(number)
         ]

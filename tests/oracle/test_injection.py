@@ -22,7 +22,7 @@ def last_logits(oracle: Oracle, prompts: list[Prompt], diffs: bool = True) -> Te
     with torch.no_grad():
         if not diffs:
             return oracle.lm(**inputs).logits[:, -1]
-        with oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+        with oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
             return oracle.lm(**inputs).logits[:, -1]
 
 
@@ -33,7 +33,7 @@ def test_a_zero_diff_changes_nothing_and_a_diff_does(
 ) -> None:
     oracle = make_oracle(architecture, kind=kind)
     prompts = make_prompts(oracle, 3)
-    empty = [Prompt(p.ids, np.zeros_like(p.diff)) for p in prompts]
+    empty = [Prompt(p.ids, np.zeros_like(p.vectors)) for p in prompts]
     plain = last_logits(oracle, prompts, diffs=False)
     assert torch.equal(last_logits(oracle, empty), plain)
     assert (last_logits(oracle, prompts) - plain).abs().max() > 1e-3
@@ -51,7 +51,7 @@ def test_embed_equals_replaced_embeddings(
         embeds = embedding(torch.tensor([prompt.ids])).clone()
         for position, token in enumerate(prompt.ids):
             if token == oracle.prompts.slot_id:
-                diff = torch.from_numpy(prompt.diff)
+                diff = torch.from_numpy(prompt.vectors)[0]
                 embeds[0, position] = 0.5 * mean_norm * diff / diff.norm()
         expected = oracle.lm(inputs_embeds=embeds).logits[:, -1]
     torch.testing.assert_close(last_logits(oracle, [prompt]), expected, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_residual_equals_a_hand_made_addition_behind_the_block(
 
     def change(module: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict]:
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        diff = torch.from_numpy(prompt.diff)
+        diff = torch.from_numpy(prompt.vectors)[0]
         for position, token in enumerate(prompt.ids):
             if token == oracle.prompts.slot_id:
                 hidden[0, position] += 2.0 * hidden[0, position].norm() * diff / diff.norm()
@@ -102,7 +102,7 @@ def test_cached_generation_equals_full_passes(
     oracle = make_oracle(architecture, kind=kind)
     prompts = make_prompts(oracle, 3)
     batch = oracle.prompts.collate(prompts)
-    with oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+    with oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
         cached = oracle.lm.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=6, min_new_tokens=6,
             do_sample=False, pad_token_id=0,
@@ -111,7 +111,7 @@ def test_cached_generation_equals_full_passes(
         ids = list(prompt.ids)
         for token in row:
             mask = torch.tensor([[i < len(prompt.ids) and t == oracle.prompts.slot_id for i, t in enumerate(ids)]])
-            with torch.no_grad(), oracle.injector.injecting(mask, torch.from_numpy(prompt.diff)[None]):
+            with torch.no_grad(), oracle.injector.injecting(mask, torch.from_numpy(prompt.vectors)[None]):
                 logits = oracle.lm(input_ids=torch.tensor([ids])).logits[0, -1]
             logits[oracle.prompts.eos_id] = -torch.inf  # as min_new_tokens does
             assert logits.max() - logits[token] < 1e-4
@@ -126,11 +126,11 @@ def test_a_generated_slot_token_is_not_injected(
     (prompt,) = make_prompts(oracle, 1)
     batch = oracle.prompts.collate([prompt])
     slot = torch.tensor([[oracle.prompts.slot_id]])
-    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
         cache = oracle.lm(input_ids=batch["input_ids"], use_cache=True).past_key_values
         step = oracle.lm(input_ids=slot, past_key_values=cache).logits[0, -1]
     longer = torch.cat([batch["slot_mask"], torch.tensor([[False]])], 1)
-    with torch.no_grad(), oracle.injector.injecting(longer, batch["diff"]):
+    with torch.no_grad(), oracle.injector.injecting(longer, batch["vectors"]):
         full = oracle.lm(input_ids=torch.cat([batch["input_ids"], slot], 1)).logits[0, -1]
     torch.testing.assert_close(step, full, rtol=1e-4, atol=1e-4)
 
@@ -138,7 +138,7 @@ def test_a_generated_slot_token_is_not_injected(
 def test_the_size_of_a_diff_is_not_injected(make_oracle: Callable[..., Oracle], make_prompts: MakePrompts) -> None:
     oracle = make_oracle()
     (prompt,) = make_prompts(oracle, 1)
-    larger = Prompt(prompt.ids, 1000 * prompt.diff)
+    larger = Prompt(prompt.ids, 1000 * prompt.vectors)
     torch.testing.assert_close(last_logits(oracle, [prompt]), last_logits(oracle, [larger]), rtol=1e-4, atol=1e-5)
 
 
@@ -150,11 +150,11 @@ def test_each_slot_gets_its_map_of_the_direction(make_oracle: Callable[..., Orac
     unit = diff / diff.norm(dim=-1, keepdim=True)
     signs = [1, -1, 1] if map == "per_slot" else [1, 1, 1]
     start = torch.stack([sign * unit for sign in signs[:num_slots]], dim=1)
-    torch.testing.assert_close(injector.vectors(diff), start)
+    torch.testing.assert_close(injector.directions(diff[:, None]), start)
     for parameter in injector.parameters():
         torch.nn.init.normal_(parameter)
     matrices = list(injector.parameters())
-    for j, learned in enumerate(injector.vectors(diff).unbind(1)):
+    for j, learned in enumerate(injector.directions(diff[:, None]).unbind(1)):
         if matrices:
             matrix = matrices[j % len(matrices)]
             torch.testing.assert_close(learned, unit @ matrix[:, :64].T + matrix[:, 64], rtol=1e-4, atol=1e-5)
@@ -177,11 +177,11 @@ def test_slots_are_told_apart_in_a_padded_row_too(
     handle = module.register_forward_hook(keep)
     with torch.no_grad():
         oracle.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        with oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+        with oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
             oracle.lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     handle.remove()
     plain, injected = seen
-    for row, diff in enumerate(batch["diff"]):
+    for row, (diff,) in enumerate(batch["vectors"]):
         first, second = batch["slot_mask"][row].nonzero().flatten().tolist()
         base = plain[row] if kind == "residual" else torch.zeros_like(plain[row])
         for place, sign in ((first, 1), (second, -1)):

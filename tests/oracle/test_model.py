@@ -13,6 +13,7 @@ from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.subject.loading import SubjectConfig
 from diff_oracle.tasks.text import MINUS, token_list
+from tests.helpers import diff_at
 
 MakePrompts = Callable[[Oracle, int], list[Prompt]]
 
@@ -28,7 +29,7 @@ def test_loss_equals_the_cross_entropy_of_full_logits(
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = [*prompt.ids, *answer, oracle.prompts.eos_id]
         mask = torch.tensor([[i < len(prompt.ids) and t == oracle.prompts.slot_id for i, t in enumerate(ids)]])
-        with oracle.injector.injecting(mask, torch.from_numpy(prompt.diff)[None]):
+        with oracle.injector.injecting(mask, torch.from_numpy(prompt.vectors)[None]):
             logits = oracle.lm(input_ids=torch.tensor([ids])).logits[0]
         for position in range(len(prompt.ids), len(ids)):
             total -= logits[position - 1].log_softmax(-1)[ids[position]].item()
@@ -49,7 +50,7 @@ def test_questions_that_share_a_row_have_the_loss_of_rows_of_their_own(
     groups, alone = [], []
     for site in ("L1", "L1H0"):  # headings of different lengths: one row is padded
         diff = rng.standard_normal(build.d_model).astype(np.float32)
-        group = [(build.with_diff(site, diff, 0.2, q), a) for q, a in zip(questions, answers, strict=True)]
+        group = [(build.about(diff_at(site, diff), q), a) for q, a in zip(questions, answers, strict=True)]
         groups.append(group[: 3 if site == "L1" else 2])
         alone += groups[-1]
     loss = oracle(**build.collate_shared(groups))["loss"]
@@ -98,7 +99,7 @@ def test_eight_examples_are_learned_by_their_diffs_alone(make_oracle: Callable[.
     oracle = make_oracle(disturb=False)
     rng = np.random.default_rng(0)
     diffs = rng.standard_normal((8, oracle.prompts.d_model)).astype(np.float32)
-    prompts = [oracle.prompts.with_diff("L1", diff, 0.5, ("Which?",)) for diff in diffs]
+    prompts = [oracle.prompts.about(diff_at("L1", diff), ("Which?",)) for diff in diffs]
     answers = [[300 + 2 * i, 301 + 2 * i] for i in range(8)]
     batch = oracle.prompts.collate(prompts, answers)
     optimizer = torch.optim.AdamW([p for p in oracle.parameters() if p.requires_grad], lr=1e-2)
@@ -109,7 +110,7 @@ def test_eight_examples_are_learned_by_their_diffs_alone(make_oracle: Callable[.
         optimizer.step()
     expected = [oracle.vocabulary.show(tuple(answer)) for answer in answers]
     assert oracle.generate(prompts, max_new_tokens=3) == expected
-    swapped = [Prompt(p.ids, q.diff) for p, q in zip(prompts, reversed(prompts), strict=True)]
+    swapped = [Prompt(p.ids, q.vectors) for p, q in zip(prompts, reversed(prompts), strict=True)]
     assert oracle.generate(swapped, max_new_tokens=3) == expected[::-1]
 
 
@@ -169,7 +170,7 @@ def test_choices_are_scored_by_the_next_token(make_oracle: Callable[..., Oracle]
     prompts = make_prompts(oracle, 3)
     scores = oracle.choice_log_probs(prompts, [[(300,), (301,)], [(302,), (303,)], [("yes",), ("no",)]], batch_size=2)
     batch = oracle.prompts.collate([prompts[1]])
-    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["diff"]):
+    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
         expected = oracle.lm(input_ids=batch["input_ids"]).logits[0, -1].log_softmax(-1)[[302, 303]]
     torch.testing.assert_close(scores[1], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="told apart by their first token"):

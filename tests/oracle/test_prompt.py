@@ -5,13 +5,14 @@ import pytest
 
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import IGNORED, size_word
+from tests.helpers import diff_at
 
 
 def test_slots_are_where_the_mask_says_and_labels_are_the_answer_alone(make_oracle: Callable[..., Oracle]) -> None:
     prompts = make_oracle(num_slots=3).prompts
     diff = np.ones(prompts.d_model, np.float32)
-    short = prompts.with_diff("L1", diff, 0.5, ("Why?",))
-    long = prompts.with_diff("L1H0", diff, 0.5, ("Which tokens become more likely, and why?",))
+    short = prompts.about(diff_at("L1", diff), ("Why?",))
+    long = prompts.about(diff_at("L1H0", diff), ("Which tokens become more likely, and why?",))
     batch = prompts.collate([short, long], [[5, 6], [7]])
     assert batch["slot_mask"].sum(1).tolist() == [3, 3]
     assert (batch["input_ids"][batch["slot_mask"]] == prompts.slot_id).all()
@@ -24,7 +25,7 @@ def test_slots_are_where_the_mask_says_and_labels_are_the_answer_alone(make_orac
 
 def test_a_slot_in_the_question_is_refused(make_oracle: Callable[..., Oracle]) -> None:
     prompts = make_oracle().prompts
-    prompt = prompts.with_diff("L1", np.ones(prompts.d_model, np.float32), 0.5, ("Why ", prompts.slot_id, "?"))
+    prompt = prompts.about(diff_at("L1", np.ones(prompts.d_model, np.float32)), ("Why ", prompts.slot_id, "?"))
     with pytest.raises(ValueError, match="expected 2 slots side by side"):
         prompts.collate([prompt])
 
@@ -32,9 +33,9 @@ def test_a_slot_in_the_question_is_refused(make_oracle: Callable[..., Oracle]) -
 def test_a_text_prompt_shows_the_end_of_the_context_and_has_no_slot(make_oracle: Callable[..., Oracle]) -> None:
     prompts = make_oracle().prompts
     context = prompts.vocabulary.tokenizer("one two three " * 50)["input_ids"]
-    prompt = prompts.with_text("L1", 0.5, [*context, prompts.slot_id], ("Why?",))
+    prompt = prompts.with_text(diff_at("L1", np.ones(4, np.float32), token_ids=(*context, prompts.slot_id)), ("Why?",))
     shown = prompts.vocabulary.tokenizer.decode(prompt.ids)
-    assert prompt.diff is None
+    assert prompt.vectors is None
     assert "two three" in shown
     assert prompts.slot_id not in prompt.ids
     assert not prompts.collate([prompt])["slot_mask"].any()
@@ -45,7 +46,7 @@ def test_the_site_and_the_size_can_be_hidden(make_oracle: Callable[..., Oracle])
     diff = np.ones(prompts.d_model, np.float32)
 
     def shown() -> str:
-        return str(prompts.vocabulary.tokenizer.decode(prompts.with_diff("L1H0", diff, 0.5, ("Why?",)).ids))
+        return str(prompts.vocabulary.tokenizer.decode(prompts.about(diff_at("L1H0", diff, 0.5), ("Why?",)).ids))
 
     assert "L1H0 large" in shown()
     prompts.config.show_site = False

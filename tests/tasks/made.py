@@ -31,7 +31,7 @@ def make_record(labels: Mapping[str, Any], site: str = "L1", context: Sequence[i
     """A record at the last token of the context."""
     vector = np.ones(WIDTH, np.float32)
     arrays = {name: _as_stored(value) for name, value in labels.items()}
-    return Record("doc", site, len(context) - 1, tuple(context), vector, vector, arrays)
+    return Record(site, len(context) - 1, tuple(context), vector, vector, "doc", arrays)
 
 
 def _as_stored(value: Any) -> Any:

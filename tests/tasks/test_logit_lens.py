@@ -45,7 +45,7 @@ def vocabulary() -> Vocabulary:
 @pytest.fixture
 def record() -> Record:
     labels = {"promoted_ids": np.array(UP), "suppressed_ids": np.array(DOWN)}
-    return Record("doc", "L1", 8, tuple(range(9)), np.ones(4, np.float32), np.ones(4, np.float32), labels)
+    return Record("L1", 8, tuple(range(9)), np.ones(4, np.float32), np.ones(4, np.float32), "doc", labels)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -101,7 +101,7 @@ def test_what_a_site_usually_does_answers_open_questions_and_no_others() -> None
     right: dict[str, list[bool]] = {"yes_no": [], "choice": []}
     for index, (site, promoted, suppressed) in enumerate(rows(1500)):
         labels = {"promoted_ids": np.array(promoted), "suppressed_ids": np.array(suppressed)}
-        row = Record("doc", site, 8, (1,), np.ones(4, np.float32), np.ones(4, np.float32), labels)
+        row = Record(site, 8, (1,), np.ones(4, np.float32), np.ones(4, np.float32), "doc", labels)
         for kind, scores in right.items():
             question = task.question(row, kind, rng(index))
             scores.append(task.prior_answer(site, question) == question.answer)
@@ -123,7 +123,7 @@ def test_the_word_no_is_never_the_token_asked_about() -> None:
         task = fitted([("L1", promoted, DOWN), ("L1", UP[:4] + common, DOWN)])
         labels = {"promoted_ids": np.array(promoted), "suppressed_ids": np.array(DOWN)}
         for site in ("L1", "L9"):  # an unseen site draws from the row's own ends
-            row = Record("doc", site, 8, (1,), np.ones(4, np.float32), np.ones(4, np.float32), labels)
+            row = Record(site, 8, (1,), np.ones(4, np.float32), np.ones(4, np.float32), "doc", labels)
             for kind in ("yes_no", "choice"):
                 for seed in range(40):
                     question = task.question(row, kind, rng(seed))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diff_oracle.evaluation.metrics import EvaluationConfig, evaluate, selection_metric, selection_scores
+from diff_oracle.evaluation.metrics import EvaluationConfig, Evaluator, selection_metric, selection_scores
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle, OracleConfig
@@ -18,6 +18,7 @@ from diff_oracle.tasks.attention import PHRASINGS as ATTENTION
 from diff_oracle.tasks.layer_skip import PHRASINGS as LAYER_SKIP
 from diff_oracle.tasks.logit_lens import PHRASINGS as LOGIT_LENS
 from diff_oracle.training.examples import ExampleDataset
+from diff_oracle.training.mixture import MixtureConfig
 from diff_oracle.training.sft import TrainingConfig, train_oracle
 from tests.tasks.made import VOCABULARY, attention, make_record, make_rows, mixed_records
 
@@ -42,13 +43,14 @@ def examples_of(
     records: RecordSet, *names: str, length: int = 1500, lists: float = 0.0, one: float = 0.0, text: float = 0.0
 ) -> list[list[tuple[str, str, bytes | None]]]:
     """(task, kind, diff) of each question of each group."""
-    prompts = PromptBuilder(VOCABULARY, PromptConfig(), 2, len(records[0].diff))
-    examples = ExampleDataset(records, fitted(records, *names), prompts, length // 2, 2, 0, text, 0.0, 2, lists, one)
+    prompts = PromptBuilder(VOCABULARY, PromptConfig(), InjectionConfig(), len(records[0].diff))
+    mixture = MixtureConfig(text_only=text, none=0.0, questions_per_diff=2, lists_first=lists, one_list_first=one)
+    examples = ExampleDataset(records, fitted(records, *names), prompts, mixture, length // 2, 2, 0)
     groups = []
     for group in (examples[i] for i in range(length)):
         asked = [VOCABULARY.show(tuple(e.prompt.ids[e.prompt.shared :])) for e in group]
         found = [WORDINGS[next(w for w in LONGEST_FIRST if question.startswith(w))] for question in asked]
-        diffs = [None if e.prompt.diff is None else e.prompt.diff.tobytes() for e in group]
+        diffs = [None if e.prompt.vectors is None else e.prompt.vectors.tobytes() for e in group]
         groups.append([(*name, diff) for name, diff in zip(found, diffs, strict=True)])
     return groups
 
@@ -85,8 +87,8 @@ def test_rows_without_a_label_are_never_drawn(records: RecordSet) -> None:
     mlp = make_record(attention([], [], [], sink=None), site="L1.mlp")
     (task,) = fitted(records, "attention")
     with pytest.raises(ValueError, match="none of the 8 training rows can be asked about attention"):
-        prompts = PromptBuilder(VOCABULARY, PromptConfig(), 2, 4)
-        ExampleDataset(make_rows([mlp] * 8, "attention"), [task], prompts, 1, 2, 0, 0.0, 0.0, 2, 0.0, 0.0)
+        prompts = PromptBuilder(VOCABULARY, PromptConfig(), InjectionConfig(), 4)
+        ExampleDataset(make_rows([mlp] * 8, "attention"), [task], prompts, MixtureConfig(), 1, 2, 0)
 
 
 def test_lists_come_first_where_a_row_has_one(records: RecordSet) -> None:
@@ -126,8 +128,8 @@ def test_all_tasks_train_and_are_evaluated() -> None:
     def measure(oracle: Oracle) -> dict[str, float]:
         return selection_scores(oracle, dataset, tasks, 3, 16, 0)
 
-    config = TrainingConfig(steps=2, batch_size=4, evaluations=1, lists_first=0.5)
-    history = train_oracle(oracle, dataset.split("train"), tasks, config, 0, measure)
+    config = TrainingConfig(steps=2, batch_size=4, evaluations=1)
+    history = train_oracle(oracle, dataset.split("train"), tasks, config, MixtureConfig(lists_first=0.5), 0, measure)
     assert np.isfinite([entry["loss"] for entry in history if "loss" in entry]).all()
     (measured,) = (e for e in history if "select/logit_lens/promoted/matched" in e)
     measured = {name: score for name, score in measured.items() if name.startswith("select/")}
@@ -136,6 +138,6 @@ def test_all_tasks_train_and_are_evaluated() -> None:
     assert set(measured) == {f"select/{task}/{kind}/{control}" for task, kind in kinds for control in controls}
     assert np.isfinite(selection_metric(measured))
     asked = EvaluationConfig(num_rows=6, batch_size=32, resamples=20, controls=["site_prior"])
-    results = evaluate(oracle, dataset, tasks, asked, "test", 0)
+    results = Evaluator(oracle, dataset, tasks, asked, 0).evaluate("test")
     assert {(r.task, r.question) for r in results if "held-out" not in r.question} == kinds
     assert {r.control for r in results if " - " not in r.control} == {"matched", "site_prior"}

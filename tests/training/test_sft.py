@@ -18,7 +18,9 @@ from diff_oracle.tasks import Task, make_tasks
 from diff_oracle.tasks.text import Vocabulary
 from diff_oracle.training import sft
 from diff_oracle.training.examples import Example
+from diff_oracle.training.mixture import MixtureConfig
 from diff_oracle.training.sft import TrainingConfig, train_oracle
+from tests.helpers import diff_at
 
 Data = tuple[RecordSet, list[Task]]
 
@@ -43,7 +45,9 @@ def fresh_oracle(model: SubjectConfig | None = None) -> Oracle:
 
 def losses(data: Data, seed: int) -> list[float]:
     config = TrainingConfig(steps=6, batch_size=4, warmup_steps=1, evaluations=2)
-    history = train_oracle(fresh_oracle(), *data, config, seed, measure=lambda oracle: {"select/measured": 1.0})
+    history = train_oracle(
+        fresh_oracle(), *data, config, MixtureConfig(), seed, measure=lambda oracle: {"select/measured": 1.0}
+    )
     assert [entry["step"] for entry in history if "select/measured" in entry] == [3, 6]
     return [entry["loss"] for entry in history if "loss" in entry]
 
@@ -63,7 +67,14 @@ def test_training_stops_when_the_loss_is_not_a_number(data: Data) -> None:
     with torch.no_grad():
         next(p for n, p in oracle.lm.named_parameters() if "lora_B" in n).fill_(float("nan"))
     with pytest.raises(ValueError, match=r"the loss is nan at step 1: lower training.learning_rate"):
-        train_oracle(oracle, *data, TrainingConfig(steps=4, batch_size=2, evaluations=1), 0, measure=lambda oracle: {})
+        train_oracle(
+            oracle,
+            *data,
+            TrainingConfig(steps=4, batch_size=2, evaluations=1),
+            MixtureConfig(),
+            0,
+            measure=lambda oracle: {},
+        )
 
 
 def test_questions_share_rows_only_where_they_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +83,7 @@ def test_questions_share_rows_only_where_they_are_read_apart(monkeypatch: pytest
 
     def group(oracle: Oracle) -> list[Example]:
         diff = np.ones(oracle.prompts.d_model, np.float32)
-        prompts = [oracle.prompts.with_diff("L1", diff, 0.2, (text,)) for text in ("Why?", "Which?")]
+        prompts = [oracle.prompts.about(diff_at("L1", diff), (text,)) for text in ("Why?", "Which?")]
         return [Example(prompt, [300, 301]) for prompt in prompts]
 
     for architecture, dimensions in (("llama", 4), ("gemma3", 2)):  # the latter with a window of 8
@@ -102,8 +113,9 @@ def test_the_check_has_several_questions_though_training_begins_with_one(
         return True
 
     monkeypatch.setattr(sft, "_reads_apart", remember)
-    config = TrainingConfig(steps=2, batch_size=2, one_list_first=0.5, lists_first=0.5, evaluations=1)
-    train_oracle(fresh_oracle(), *data, config, 0, measure=lambda oracle: {})
+    config = TrainingConfig(steps=2, batch_size=2, evaluations=1)
+    mixture = MixtureConfig(one_list_first=0.5, lists_first=0.5)
+    train_oracle(fresh_oracle(), *data, config, mixture, 0, measure=lambda oracle: {})
     assert checked == [3]
 
 
@@ -112,9 +124,6 @@ def test_the_check_has_several_questions_though_training_begins_with_one(
     [
         ({"steps": 0}, "training.steps must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "training.learning_rate must be above 0"),
-        ({"lists_first": 1.5}, r"training.lists_first must be 0…1, got 1.5"),
-        ({"lists_first": 0.5, "one_list_first": 0.6}, r"training.one_list_first must be 0…lists_first = 0.5, got 0.6"),
-        ({"text_only_fraction": 0.7, "none_fraction": 0.3}, "below 1 together"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting: dict[str, float], said: str) -> None:
