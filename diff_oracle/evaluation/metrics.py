@@ -49,7 +49,7 @@ class EvaluationConfig:
     """Bootstrap resamples of the documents."""
     probe_rows: int = 20000
     """Training rows that the linear probe is fitted on at most."""
-    controls: list[str] = field(default_factory=lambda: list(CONTROLS[:8]) + ["site_prior"])
+    controls: list[str] = field(default_factory=lambda: [*CONTROLS[:8], "site_prior"])
     """Controls to ask; `matched` is always asked."""
 
     def __post_init__(self) -> None:

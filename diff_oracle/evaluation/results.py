@@ -62,9 +62,8 @@ def summarise(
             there = mask & ~np.isnan(values)
             if not there.any() or (group != "all" and len(set(doc_ids[there])) < MIN_GROUP_DOCS):
                 continue
-            estimate = DocumentBootstrap(doc_ids[there], resamples, keyed_rng(seed, "bootstrap")).estimate(
-                values[there]
-            )
+            bootstrap = DocumentBootstrap(doc_ids[there], resamples, keyed_rng(seed, "bootstrap"))
+            estimate = bootstrap.estimate(values[there])
             results.append(Result(questions[0].task, kind, split, group, name, metric, **asdict(estimate)))
     return results
 

@@ -1,4 +1,4 @@
-"""What a score's lines say about each other."""
+"""Rows are asked what they can answer, and the selection metric is a gap."""
 
 import numpy as np
 import pytest
