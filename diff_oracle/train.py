@@ -32,8 +32,9 @@ from diff_oracle.evaluation.report import draw_learning_curve, print_table
 from diff_oracle.evaluation.results import to_rows
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
-from diff_oracle.oracle.model import Oracle, OracleConfig
+from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import PromptConfig
+from diff_oracle.oracle.storage import OracleConfig
 from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import pick_device

@@ -1,49 +1,32 @@
-"""The oracle: the subject's own weights + an adapter + an injector. Loss, generation, choices, saving, loading.
-
-A saved oracle is a folder: `adapter/` (PEFT), `injector.safetensors`, and `oracle.json` with everything needed to load
-it, checked on load.
-"""
+"""The oracle: the subject's own weights + an adapter + an injector. Loss, generation, choices, saving, loading."""
 
 from __future__ import annotations
 
-import errno
-import json
-import shutil
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import Float
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
-from diff_oracle.oracle.adapter import LoraOptions, add_adapter
+from diff_oracle.oracle.adapter import add_adapter
 from diff_oracle.oracle.decoding import DistinctLines
-from diff_oracle.oracle.injection import INJECTORS, InjectionConfig
-from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder, PromptConfig
+from diff_oracle.oracle.injection import INJECTORS
+from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
+from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, Sidecar, portable, read_sidecar, write_oracle
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
 from diff_oracle.tasks.text import MINUS, Text, Vocabulary
-
-SIDECAR = "oracle.json"
-FORMAT_VERSION = 2
-
-
-@dataclass
-class OracleConfig:
-    """What an oracle is made of, beside its base model."""
-
-    lora: LoraOptions
-    prompt: PromptConfig
-    injection: InjectionConfig
 
 
 class Oracle(nn.Module):
@@ -183,76 +166,59 @@ class Oracle(nn.Module):
         batch = self.prompts.collate(prompts)
         return Batch(**{name: tensor.to(self.device) for name, tensor in batch.items()})  # type: ignore[typeddict-item, attr-defined]
 
-    def save(self, folder: Path) -> None:
-        """Writes adapter, injector and sidecar; an oracle that stands there is replaced once the new one is whole.
+    def save(self, folder: str | Path, scores: str = "") -> None:
+        """Writes a folder (`oracle.storage`); an oracle that stands there is replaced once the new one is whole.
+
+        Args:
+            folder: Where to.
+            scores: A table in Markdown, for the card.
 
         Raises:
             OSError: The disk is full; nothing is left behind.
         """
-        base = asdict(self.base)
-        if self.base.path is not None:
-            base["path"] = str(Path(self.base.path).expanduser().resolve())
-        sidecar = {
-            "format_version": FORMAT_VERSION,
-            "base": base,
-            "identity": self.identity.to_dict(),
-            "config": asdict(self.config),
-        }
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
-            partial = Path(scratch) / folder.name
-            try:
-                self.lm.save_pretrained(str(partial / "adapter"))
-                state = {name: value.contiguous().cpu() for name, value in self.injector.state_dict().items()}
-                save_file(state, partial / "injector.safetensors")
-            except SafetensorError as error:
-                if "No space left" in str(error):
-                    raise OSError(errno.ENOSPC, "no space left for the oracle", str(folder)) from error
-                raise
-            (partial / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+        path = None if self.base.path is None else str(Path(self.base.path).expanduser().resolve())
+        sidecar = Sidecar(replace(self.base, path=path), self.identity.to_dict(), self.config)
+        write_oracle(Path(folder), sidecar, self.lm, self.injector, scores=scores)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, scores: str = "") -> str:
+        """Uploads what `save` writes, without paths of this machine, to the Hugging Face hub; returns its address."""
+        sidecar = portable(Sidecar(self.base, self.identity.to_dict(), self.config))
+        api = HfApi()
+        address = str(api.create_repo(repo_id, private=private, exist_ok=True))
+        with TemporaryDirectory() as scratch:
+            write_oracle(Path(scratch) / "oracle", sidecar, self.lm, self.injector, repo_id, scores)
+            api.upload_folder(repo_id=repo_id, folder_path=Path(scratch) / "oracle")
+        return address
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu", base: SubjectConfig | None = None) -> Oracle:
+    def from_pretrained(cls, name: str | Path, device: str = "cpu", base: SubjectConfig | None = None) -> Oracle:
         """Loads a saved oracle, on the base model it names or on the one given.
 
+        Args:
+            name: A folder, or a repository's id on the Hugging Face hub where there is no such folder.
+            device: Where the model goes.
+            base: Where the base model is, for an oracle of a local model that came from another machine.
+
         Raises:
-            ValueError: The folder holds no oracle, a damaged one, or one of another format or base model.
+            ValueError: The folder holds no oracle, one that was changed since, or one of another format or base model.
+            OSError: The hub cannot be reached or has no such repository.
         """
-        folder = Path(folder)
-        config, saved_base, identity = _read_sidecar(folder)
-        base = base or saved_base
+        folder = Path(name)
+        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+            folder = Path(snapshot_download(str(name)))
+        sidecar = read_sidecar(folder)
+        base = base or sidecar.base
         loaded = load_hf_model(base, device)
-        found = loaded.identity.to_dict()
+        found, identity = loaded.identity.to_dict(), sidecar.identity
         for key in ("weights_hash", "tokenizer_hash"):
             if found[key] != identity[key]:
                 raise ValueError(
                     f"{folder} is an oracle of another model: it was trained on {identity['name']} with "
                     f"{key} {identity[key][:12]}, but {found['name']} has {str(found[key])[:12]}"
                 )
-        try:
-            oracle = cls(loaded, base, config, adapter=folder / "adapter")
-            oracle.injector.load_state_dict(load_file(folder / "injector.safetensors"))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{folder} is damaged: {error}") from error
+        oracle = cls(loaded, base, sidecar.config, adapter=folder / ADAPTER)
+        oracle.injector.load_state_dict(load_file(folder / INJECTOR))
         return oracle.eval()
-
-
-def _read_sidecar(folder: Path) -> tuple[OracleConfig, SubjectConfig, dict[str, str]]:
-    if not (folder / SIDECAR).is_file():
-        raise ValueError(f"{folder} holds no oracle: it has no {SIDECAR}")
-    try:
-        sidecar = json.loads((folder / SIDECAR).read_text())
-        if sidecar["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {sidecar['format_version']}, expected {FORMAT_VERSION}")
-        parts = sidecar["config"]
-        config = OracleConfig(
-            LoraOptions(**parts["lora"]), PromptConfig(**parts["prompt"]), InjectionConfig(**parts["injection"])
-        )
-        return config, SubjectConfig(**sidecar["base"]), sidecar["identity"]
-    except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version
-        raise ValueError(f"{folder / SIDECAR} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _by_length(prompts: Sequence[Prompt], batch_size: int) -> list[np.ndarray]:

@@ -6,8 +6,9 @@ import torch
 
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
-from diff_oracle.oracle.model import Oracle, OracleConfig
+from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt, PromptConfig
+from diff_oracle.oracle.storage import OracleConfig
 from diff_oracle.subject.loading import SubjectConfig
 from tests.helpers import diff_at
 

@@ -1,17 +1,13 @@
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from diff_oracle.oracle import model
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
-from diff_oracle.subject.loading import SubjectConfig
 from diff_oracle.tasks.text import MINUS, token_list
 from tests.helpers import diff_at
 
@@ -112,57 +108,6 @@ def test_eight_examples_are_learned_by_their_diffs_alone(make_oracle: Callable[.
     assert oracle.generate(prompts, max_new_tokens=3) == expected
     swapped = [Prompt(p.ids, q.vectors) for p, q in zip(prompts, reversed(prompts), strict=True)]
     assert oracle.generate(swapped, max_new_tokens=3) == expected[::-1]
-
-
-@pytest.mark.parametrize("kind", ["embed", "residual"])
-def test_a_loaded_oracle_answers_as_the_saved_one(
-    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, tmp_path: Path, kind: str
-) -> None:
-    oracle = make_oracle(kind=kind, num_slots=2)
-    nn.init.normal_(oracle.injector.maps[0])
-    oracle.save(tmp_path / "oracle")
-    loaded = Oracle.from_pretrained(tmp_path / "oracle")
-    prompts = make_prompts(oracle, 3)
-    choices = [[("yes",), ("no",)]] * 3
-    for mine, theirs in zip(
-        oracle.choice_log_probs(prompts, choices), loaded.choice_log_probs(prompts, choices), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs)
-    assert loaded.config == oracle.config
-
-
-def test_another_base_model_and_an_empty_folder_are_refused(make_oracle: Callable[..., Oracle], tmp_path: Path) -> None:
-    make_oracle("llama").save(tmp_path / "oracle")
-    with pytest.raises(ValueError, match="oracle of another model"):
-        Oracle.from_pretrained(tmp_path / "oracle", base=SubjectConfig(source="random", architecture="qwen3"))
-    with pytest.raises(ValueError, match="holds no oracle"):
-        Oracle.from_pretrained(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("file", ["injector.safetensors", "adapter/adapter_model.safetensors", "oracle.json"])
-def test_a_damaged_oracle_is_refused(make_oracle: Callable[..., Oracle], tmp_path: Path, file: str) -> None:
-    make_oracle().save(tmp_path / "oracle")
-    content = (tmp_path / "oracle" / file).read_bytes()
-    (tmp_path / "oracle" / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"is damaged|cannot be read"):
-        Oracle.from_pretrained(tmp_path / "oracle")
-
-
-def test_a_full_disk_leaves_the_old_oracle(
-    make_oracle: Callable[..., Oracle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    oracle = make_oracle()
-    oracle.save(tmp_path / "oracle")
-    before = (tmp_path / "oracle" / "injector.safetensors").read_bytes()
-
-    def full(*arguments: object, **options: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(model, "save_file", full)
-    with pytest.raises(OSError, match="no space left for the oracle"):
-        oracle.save(tmp_path / "oracle")
-    assert [p.name for p in tmp_path.iterdir()] == ["oracle"]
-    assert (tmp_path / "oracle" / "injector.safetensors").read_bytes() == before
 
 
 def test_choices_are_scored_by_the_next_token(make_oracle: Callable[..., Oracle], make_prompts: MakePrompts) -> None:

@@ -9,8 +9,9 @@ import pytest
 from diff_oracle.evaluation.metrics import EvaluationConfig, Evaluator, selection_metric, selection_scores
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
-from diff_oracle.oracle.model import Oracle, OracleConfig
+from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import PromptBuilder, PromptConfig
+from diff_oracle.oracle.storage import OracleConfig
 from diff_oracle.records import DiffDataset, RecordSet
 from diff_oracle.subject.loading import SubjectConfig
 from diff_oracle.tasks import TASKS, Task, make_tasks

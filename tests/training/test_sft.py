@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from data_gen.build import BuildConfig, SamplingConfig, build
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig, decoder_blocks
-from diff_oracle.oracle.model import Oracle, OracleConfig
+from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import PromptConfig
+from diff_oracle.oracle.storage import OracleConfig
 from diff_oracle.records import RecordSet, open_dataset
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.tasks import Task, make_tasks

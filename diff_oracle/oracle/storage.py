@@ -1,0 +1,162 @@
+"""A saved oracle: a folder with everything needed to load it, checked on load.
+
+oracle.json             base model, configuration, and the SHA-256 of all that follows
+adapter/                the trained weights of the model, as PEFT saves them
+injector.safetensors    the injector's
+README.md               a card for people and for the Hugging Face hub
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from diff_oracle import __version__
+from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.injection import InjectionConfig
+from diff_oracle.oracle.prompt import PromptConfig
+from diff_oracle.subject.loading import SubjectConfig
+
+SIDECAR, CARD, INJECTOR, ADAPTER = "oracle.json", "README.md", "injector.safetensors", "adapter"
+FORMAT_VERSION = 3
+
+
+@dataclass
+class OracleConfig:
+    """What an oracle is made of, beside its base model."""
+
+    lora: LoraOptions
+    prompt: PromptConfig
+    injection: InjectionConfig
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The content of oracle.json."""
+
+    base: SubjectConfig
+    """Where the base model comes from."""
+    identity: Mapping[str, Any]
+    """Which model it is (`SubjectIdentity`)."""
+    config: OracleConfig
+    """What the oracle is made of."""
+
+
+def write_oracle(
+    folder: Path, sidecar: Sidecar, lm: PeftModel, injector: nn.Module, place: str | None = None, scores: str = ""
+) -> None:
+    """Writes a folder; an oracle that stands there is replaced once the new one is whole.
+
+    Args:
+        folder: Where to.
+        sidecar: What oracle.json says.
+        lm: The model with its adapter.
+        injector: The injector.
+        place: What the card says to load; the folder where it is not given.
+        scores: A table in Markdown, for the card.
+
+    Raises:
+        OSError: The disk is full; nothing is left behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+        partial = Path(scratch) / folder.name
+        try:
+            _write_adapter(partial / ADAPTER, sidecar, lm)
+            state = {name: value.contiguous().cpu() for name, value in injector.state_dict().items()}
+            save_file(state, partial / INJECTOR)
+        except SafetensorError as error:
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, "no space left for the oracle", str(folder)) from error
+            raise
+        files = {str(f.relative_to(partial)): _sha256(f.read_bytes()) for f in sorted(partial.rglob("*.*"))}
+        content = {
+            "format_version": FORMAT_VERSION,
+            "base": asdict(sidecar.base),
+            "identity": dict(sidecar.identity),
+            "config": asdict(sidecar.config),
+            "files": files,
+        }
+        signed = content | {"sha256": _digest(content)}
+        (partial / SIDECAR).write_text(json.dumps(signed, indent=2) + "\n")
+        (partial / CARD).write_text(_card(sidecar, place or str(folder), scores), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+
+def read_sidecar(folder: Path) -> Sidecar:
+    """Reads oracle.json and makes sure that the folder is what was saved.
+
+    Raises:
+        ValueError: The folder holds no oracle, one of another format, or one that was changed since it was saved.
+    """
+    file = folder / SIDECAR
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no oracle: it has no {SIDECAR}")
+    try:
+        content = json.loads(file.read_text())
+        if content["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {content['format_version']}, expected {FORMAT_VERSION}: train it again")
+        if content.pop("sha256") != _digest(content):
+            raise ValueError("it was edited since it was saved, so that it may not describe the weights beside it")
+        parts, files = content["config"], content["files"]
+        config = OracleConfig(
+            LoraOptions(**parts["lora"]), PromptConfig(**parts["prompt"]), InjectionConfig(**parts["injection"])
+        )
+        sidecar = Sidecar(SubjectConfig(**content["base"]), content["identity"], config)
+    except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version
+        raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    for name, expected in files.items():
+        if not (folder / name).is_file() or _sha256((folder / name).read_bytes()) != expected:
+            raise ValueError(f"{folder} is damaged: {name} is missing or not what was saved")
+    return sidecar
+
+
+def portable(sidecar: Sidecar) -> Sidecar:
+    """The sidecar without paths of this machine: whoever loads it names a local base model anew."""
+    return replace(sidecar, base=replace(sidecar.base, path=None, cache_dir=None))
+
+
+def _write_adapter(folder: Path, sidecar: Sidecar, lm: PeftModel) -> None:
+    """PEFT's files, with the base model's name on the hub or none, where PEFT would write a path of this machine."""
+    lm.save_pretrained(str(folder))
+    (folder / CARD).unlink()
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": _hub_id(sidecar.base), "revision": None}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _hub_id(base: SubjectConfig) -> str | None:
+    return base.hub_id or (base.name if base.source == "hub" else None)
+
+
+def _card(sidecar: Sidecar, place: str, scores: str) -> str:
+    data = ModelCardData(
+        base_model=_hub_id(sidecar.base),
+        library_name="peft",
+        tags=["diff_oracle", "interpretability", "activation-oracle"],
+    )
+    about = {"identity": sidecar.identity, "injection": sidecar.config.injection, "version": __version__}
+    template = Path(__file__).with_name("card.md.j2")
+    return str(ModelCard.from_template(data, template_path=str(template), place=place, scores=scores, **about))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(content, sort_keys=True).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
