@@ -165,6 +165,8 @@ def _explain_value(error: OmegaConfBaseException, schema: type, conf_dir: Path) 
     key = error.full_key or ""
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         known = [*_keys(schema), *_task_keys(conf_dir)]
+        if key.rpartition(".")[0] in _keys(schema, only_dicts=True) and not key.startswith("tasks."):
+            return f"unknown key {key!r}: a key of one's own is added with +{key}=VALUE"
         match = _nearest(key, known)
         siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
         hint = f"did you mean {match!r}?" if match else f"choose from {', '.join(siblings or known)}"
@@ -185,14 +187,15 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     return None
 
 
-def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """Every key of a dataclass and of the dataclasses in it, dotted."""
+def _keys(schema: type, prefix: str = "", only_dicts: bool = False) -> Iterator[str]:
+    """Every key of a dataclass and of the dataclasses in it, dotted; or those that hold keys of the user's own."""
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        yield prefix + field.name
+        if not only_dicts or typing.get_origin(hints[field.name]) is dict:
+            yield prefix + field.name
         for part in typing.get_args(hints[field.name]) or (hints[field.name],):  # `Nested | None` has parts
             if dataclasses.is_dataclass(part):
-                yield from _keys(cast(type, part), f"{prefix}{field.name}.")
+                yield from _keys(cast(type, part), f"{prefix}{field.name}.", only_dicts)
 
 
 def _options(conf_dir: Path, group: str) -> list[str]:

@@ -11,7 +11,7 @@ from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("model", "corpus", "sites", "injection")
+GROUPS = ("model", "corpus", "sites", "injection", "input", "map")
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 CHOICES += [
     f"+{group}={file.stem}" for group in ("experiment", "debug") for file in sorted((CONF / group).glob("*.yaml"))
@@ -22,9 +22,14 @@ CHOICES += [
 def test_every_choice_composes(choice: str) -> None:
     config = compose("train", TrainConfig, ["+task=logit_lens", choice])
     assert set(config.tasks) == {"logit_lens"}
-    if choice.startswith(("injection", "corpus")):
-        group, _, name = choice.partition("=")
-        assert getattr(getattr(config, group), "kind" if group == "injection" else "name") == name
+    group, _, name = choice.partition("=")
+    chosen = {
+        "corpus": config.corpus.name,
+        "injection": config.injection.kind,
+        "input": config.injection.input,
+        "map": config.injection.map,
+    }
+    assert chosen.get(group, name) == name
 
 
 @pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("build", BuildConfig)])
@@ -56,6 +61,16 @@ def test_yaml_files_do_not_repeat_what_dataclasses_say() -> None:
     """A default lives in one place: the files of a group say only what differs from the dataclass, or its kind."""
     default = compose("train", TrainConfig, ["+task=logit_lens"])
     assert default == TrainConfig(tasks=default.tasks, model=default.model)
+
+
+def test_a_mixture_and_what_is_held_out_can_be_named() -> None:
+    words = ["+mixture.tasks.layer_skip=0", "+mixture.kinds.logit_lens={promoted: 2}", "holdout.layers=[3]"]
+    config = compose("train", TrainConfig, ["+task=[logit_lens,layer_skip]", *words])
+    assert config.mixture.tasks == {"layer_skip": 0.0}
+    assert config.mixture.kinds == {"logit_lens": {"promoted": 2.0}}
+    assert config.holdout.layers == [3]
+    with pytest.raises(ValueError, match=r"is added with \+mixture.tasks.layer_skip=VALUE"):
+        compose("train", TrainConfig, ["+task=layer_skip", "mixture.tasks.layer_skip=0"])
 
 
 @pytest.mark.parametrize(("key", "said"), [("training.learning_rat=1", "training.learning_rate"), ("seeed=1", "seed")])
