@@ -7,6 +7,7 @@ import pytest
 from data_gen.build import BuildConfig
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
+from diff_oracle.report import ReportConfig
 from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
 
@@ -48,6 +49,10 @@ def test_tasks_compose_together(name: str, schema: type[BuildConfig]) -> None:
 
 def test_evaluate_composes() -> None:
     assert compose("evaluate", EvaluateConfig, ["oracle=runs/demo"]).split == "test"
+
+
+def test_report_composes() -> None:
+    assert compose("report", ReportConfig, ["runs=[runs/demo,results/a.json]"]).runs == ["runs/demo", "results/a.json"]
 
 
 def test_every_task_has_a_file_whose_keys_are_its_config_s() -> None:

@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 # From the ground up; a unit imports from units before it, and from itself.
 ORDER = ("randomness", "subject", "records", "provenance", "tasks", "oracle", "training", "evaluation", "nla")
-ENTRY_POINTS = {f"diff_oracle.{name}" for name in ("train", "evaluate", "explain", "train_ar", "train_rl")}
+ENTRY_POINTS = {f"diff_oracle.{name}" for name in ("train", "evaluate", "report", "explain", "train_ar", "train_rl")}
 ENTRY_POINTS |= {"data_gen.build"}
 CLI = "diff_oracle.cli"
 FRONT_DOOR = ("subject", "oracle")  # what `import diff_oracle` offers

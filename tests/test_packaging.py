@@ -50,6 +50,7 @@ def test_wheel_holds_what_the_repository_holds(wheel: Path) -> None:
     assert any(name.startswith("diff_oracle/assets/tiny/") and name.endswith(".safetensors") for name in packed)
     assert packed == (
         tracked("diff_oracle", "*.py")
+        | tracked("diff_oracle", "*.j2")
         | tracked("diff_oracle/assets", "*")
         | tracked("data_gen", "*.py")
         | {f"diff_oracle/{name}" for name in tracked("conf", "*")}

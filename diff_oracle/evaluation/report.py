@@ -1,54 +1,53 @@
-"""What people read: the table of an evaluation, in the terminal and as Markdown, and the learning curve."""
+"""What people read of an evaluation in the terminal and as Markdown, and the learning curve's file."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diff_oracle.evaluation.controls import CONTROLS, MATCHED
+from diff_oracle.evaluation.controls import MATCHED
+from diff_oracle.evaluation.plots import History, learning_curve
+from diff_oracle.evaluation.verdict import NOT_SHOWN, READ, YARDSTICKS, Part, Row, judged, split_parts
 from diff_oracle.tasks import TASKS
 
-Row = Mapping[str, Any]
 HEADER = ("question", "sites", "control", "score [95 % CI]", "matched - control [95 % CI]", "rows (documents)")
+VERDICT_HEADER = ("question", "verdict", "matched [95 % CI]", "hardest control", "gap to it [95 % CI]")
 
 
 def table_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """One line a score: the score and how far `matched` is above it, each with its interval.
 
-    Every control for all sites together, and in a last line again the hardest one, which scores highest: what the
-    diff adds is the gap to it. For single site groups only `matched` and `shuffled`.
+    Every control for all sites together, then again the hardest one: what the diff adds is the gap to it. Yardsticks
+    come last. For single site groups only `matched` and `shuffled`.
     """
-    parts: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        parts.setdefault((f"{row['task']}: {row['question']}", row["site_group"]), {})[row["control"]] = row
     lines: list[tuple[str, ...]] = []
-    for part, by_control in parts.items():
-        shown = [(c, c) for c in by_control if c in (CONTROLS if part[1] == "all" else (MATCHED, "shuffled"))]
-        controls = [c for c, _ in shown if c != MATCHED]
-        if part[1] == "all" and controls:
-            hardest = max(controls, key=lambda c: by_control[c]["value"])
-            shown.append((hardest, f"hardest: {hardest}"))
+    for part in split_parts(rows):
+        shown = [(name, name) for name in (MATCHED, *part.controls) if name in part.scores]
+        if part.overall and part.hardest is not None:
+            shown.append((part.hardest, f"hardest: {part.hardest}"))
+        shown += [(name, f"yardstick: {name}") for name in YARDSTICKS if name in part.scores]
+        if not part.overall:
+            shown = [line for line in shown if line[0] in (MATCHED, "shuffled")]
         for control, name in shown:
-            row, gap = by_control[control], by_control.get(f"{MATCHED} - {control}")
+            row, gap = part.scores[control], part.gaps.get(control)
             size = f"{row['n']} ({row['n_docs']})"
-            lines.append((*part, name, _score(row), _score(gap) if gap else "", size))
+            lines.append((part.name, part.site_group, name, score_text(row), score_text(gap), size))
     return lines
 
 
-def _score(row: Row) -> str:
-    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+def score_text(row: Row | None) -> str:
+    """A score with its interval; empty where there is none."""
+    return f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if row else ""
 
 
 def print_table(rows: Sequence[Row]) -> None:
     """Prints the table; 130 columns wide where there is no terminal to ask."""
-    console = Console() if sys.stdout.isatty() else Console(width=130)
-    console.print(terminal_table(rows))
+    _console().print(terminal_table(rows))
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
@@ -66,13 +65,50 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def print_verdicts(runs: Mapping[str, Sequence[Row]]) -> None:
+    """Prints what runs have shown, all sites together; 130 columns wide where there is no terminal to ask."""
+    _console().print(verdict_table(*runs.values()) if len(runs) == 1 else runs_table(runs))
+
+
+def verdict_table(rows: Sequence[Row]) -> Table:
+    """For a terminal: what a run has shown, question by question."""
+    table = Table(title="read from the diff: matched is above every control that was asked")
+    for name in VERDICT_HEADER:
+        table.add_column(name)
+    for part in judged(split_parts(rows)):
+        table.add_row(*map(escape, _verdict_line(part)))
+    return table
+
+
+def runs_table(runs: Mapping[str, Sequence[Row]]) -> Table:
+    """For a terminal: which questions each run has read from the diff."""
+    table = Table(title="read from the diff: matched is above every control that was asked")
+    for name in ("run", READ, NOT_SHOWN):
+        table.add_column(name)
+    for run, rows in runs.items():
+        parts = judged(split_parts(rows))
+        not_shown = [part.name for part in parts if part.verdict == NOT_SHOWN]
+        table.add_row(*map(escape, (run, f"{len(parts) - len(not_shown)} of {len(parts)}", "; ".join(not_shown))))
+    return table
+
+
+def _verdict_line(part: Part) -> tuple[str, ...]:
+    hardest = f"{part.hardest} {part.scores[part.hardest]['value']:.3f}" if part.hardest else ""
+    gap = part.gaps.get(part.hardest or "")
+    return part.name, f"{part.verdict}: {part.reason}", score_text(part.scores[MATCHED]), hardest, score_text(gap)
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=130)
+
+
 def markdown_table(rows: Sequence[Row]) -> str:
     """The table for a README: all sites together, held-out wordings shortened; each task's first list by site group."""
     by_group = {f"{name}: {task.open_kinds[0]}" for name, (task, _) in TASKS.items()}
 
     def wanted(question: str, sites: str, control: str) -> bool:
         if "held-out" in question:
-            return sites == "all" and control.split(":")[0] in (MATCHED, "shuffled", "hardest")
+            return sites == "all" and control.split(":")[0] in (MATCHED, "shuffled", "hardest", "yardstick")
         return sites == "all" or question in by_group
 
     lines = [line for line in table_lines(rows) if wanted(*line[:3])]
@@ -80,30 +116,6 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {line} |" for line in text)
 
 
-def draw_learning_curve(history: Sequence[Mapping[str, float]], file: Path) -> None:
-    """Training loss, and scores on split `select` for matched (solid) and shuffled (dotted) diffs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    left.plot(*zip(*losses, strict=True))
-    left.set(xlabel="step", ylabel="training loss (nats a token)", ylim=(0, None))
-    measured = [entry for entry in history if any(name.startswith("select/") for name in entry)]
-    names = [name for name in (measured[0] if measured else {}) if name.startswith("select/")]
-    places = {question: i for i, question in enumerate(dict.fromkeys(n.rsplit("/", 1)[0] for n in names))}
-    for name in names:
-        question, control = name.rsplit("/", 1)
-        style = (
-            {"linestyle": "-", "label": question.removeprefix("select/")} if control == MATCHED else {"linestyle": ":"}
-        )
-        cycle, place = divmod(places[question], 10)  # there are ten colours
-        style |= {"color": f"C{place}", "marker": ".xs"[cycle]}
-        right.plot([e["step"] for e in measured], [e[name] for e in measured], **style)
-    right.set(xlabel="step", ylabel="score on split select (dotted: shuffled)", ylim=(0, 1))
-    if names:
-        right.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+def draw_learning_curve(history: History, file: Path) -> None:
+    """Training loss, and scores on split `select` for matched (solid) and shuffled (dotted) diffs, as a PNG."""
+    learning_curve(history).savefig(file, dpi=120)

@@ -3,8 +3,17 @@
 from io import StringIO
 
 from rich.console import Console
+from rich.table import Table
 
-from diff_oracle.evaluation.report import HEADER, markdown_table, table_lines, terminal_table
+from diff_oracle.evaluation.report import (
+    HEADER,
+    markdown_table,
+    runs_table,
+    table_lines,
+    terminal_table,
+    verdict_table,
+)
+from tests.evaluation.made import GUESSED_ROWS, READ_ROWS, make_rows
 
 
 def row(question: str, group: str, control: str, value: float) -> dict[str, object]:
@@ -37,6 +46,27 @@ def test_lines_of_all_sites_end_with_the_hardest_control() -> None:
     ]
 
 
+def test_a_yardstick_is_shown_behind_the_hardest_control_and_is_not_it() -> None:
+    lines = table_lines(make_rows({"matched": 0.5, "linear_probe": 0.9, "shuffled": 0.2}))
+    assert [line[2:4] for line in lines] == [
+        ("matched", "0.500 [0.450, 0.550]"),
+        ("shuffled", "0.200 [0.150, 0.250]"),
+        ("hardest: shuffled", "0.200 [0.150, 0.250]"),
+        ("yardstick: linear_probe", "0.900 [0.850, 0.950]"),
+    ]
+    assert "| yardstick: linear_probe | 0.900" in markdown_table(
+        make_rows({"matched": 0.5, "linear_probe": 0.9}, question=HELDOUT)
+    )
+
+
+def test_a_control_that_is_new_is_shown_too() -> None:
+    assert [line[2] for line in table_lines(make_rows({"matched": 0.5, "moonlight": 0.2}))] == [
+        "matched",
+        "moonlight",
+        "hardest: moonlight",
+    ]
+
+
 def test_a_single_site_group_shows_matched_and_shuffled() -> None:
     assert [line[2] for line in table_lines(rows("promoted", "head"))] == ["matched", "shuffled"]
 
@@ -63,3 +93,27 @@ def test_terminal_table_shows_every_line() -> None:
     shown = console.export_text()
     assert shown.count("hardest: site_prior") == 2  # one a question and wording
     assert "0.250 [0.240, 0.260]" in shown  # rich has not eaten the brackets as markup
+
+
+def shown(table: Table) -> list[list[str]]:
+    """The cells of each line."""
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(table)
+    lines = [line.split("│")[1:-1] for line in console.export_text().splitlines()]
+    return [[cell.strip() for cell in line] for line in lines if line]
+
+
+def test_verdicts_in_the_terminal() -> None:
+    assert shown(verdict_table([*READ_ROWS, *GUESSED_ROWS])) == [
+        ["logit_lens: promoted", "read from the diff: above all 2 controls", "0.812 [0.762, 0.862]",
+         "site_prior 0.552", "0.261 [0.211, 0.311]"],
+        ["logit_lens: yes_no", "not shown: not above site_prior", "0.600 [0.550, 0.650]",
+         "site_prior 0.580", "0.020 [-0.030, 0.070]"],
+    ]  # fmt: skip
+
+
+def test_several_runs_in_the_terminal() -> None:
+    assert shown(runs_table({"a": READ_ROWS, "[b]": [*READ_ROWS, *GUESSED_ROWS]})) == [
+        ["a", "1 of 1", ""],
+        ["[b]", "1 of 2", "logit_lens: yes_no"],
+    ]

@@ -1,0 +1,101 @@
+"""Several runs side by side: the settings in which they differ, and their scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diff_oracle.evaluation.controls import MATCHED
+from diff_oracle.evaluation.runs import Run
+from diff_oracle.evaluation.verdict import Part, judged, split_parts
+
+_PLACES = ("run_dir",)  # where things lie is no setting: every job of a sweep has its own
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a run.
+
+    Attributes:
+        value: None for a blank: the run does not have it.
+        interval: Its interval and what else is to be said.
+        best: Whether no other run has a higher one, and some a lower one.
+    """
+
+    value: float | None = None
+    interval: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table of several runs.
+
+    Attributes:
+        settings: Setting -> its value in each run, as text, empty where a run has no such setting.
+        selection: What a sweep maximises, of each run.
+        seconds: Training time of each run.
+        questions: Question -> its scores in each run, None where the run did not ask.
+    """
+
+    settings: dict[str, list[str]]
+    selection: list[Cell]
+    seconds: list[Cell]
+    questions: dict[str, list[Part | None]]
+
+    def matched(self, question: str) -> list[Cell]:
+        """The score of the right diff in each run."""
+        rows = [part and part.scores[MATCHED] for part in self.questions[question]]
+        return _column([(float(row["value"]), _interval(row)) if row else None for row in rows])
+
+    def gap(self, question: str) -> list[Cell]:
+        """How far that is above the hardest control in each run, with the verdict."""
+
+        def cell(part: Part | None) -> tuple[float, str] | None:
+            gap = part.gaps.get(part.hardest or "") if part else None
+            return (
+                (float(gap["value"]), f"{_interval(gap)} to {part.hardest}: {part.verdict}") if part and gap else None
+            )
+
+        return _column([cell(part) for part in self.questions[question]])
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """What differs between runs, in settings and in scores; all sites together, no held-out wordings."""
+    asked = [{_label(part): part for part in judged(split_parts(run.rows)) if not part.held_out} for run in runs]
+    questions = dict.fromkeys(name for parts in asked for name in parts)
+    seconds = [run.about.get("seconds", {}).get("train") for run in runs]
+    return Comparison(
+        settings=differing_settings(runs),
+        selection=_column([None if run.selection_score is None else (run.selection_score, "") for run in runs]),
+        seconds=[Cell() if value is None else Cell(float(value)) for value in seconds],
+        questions={name: [parts.get(name) for parts in asked] for name in questions},
+    )
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Setting -> its value in each run, for settings that are not the same everywhere; the code's commit is one."""
+    flat = [run.settings | {"commit": str(run.about.get("commit"))[:9]} for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings if key not in _PLACES)
+    columns = {key: [_text(settings[key]) if key in settings else "" for settings in flat] for key in keys}
+    return {key: column for key, column in columns.items() if len(set(column)) > 1}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _label(part: Part) -> str:
+    return part.name if part.split == "test" else f"{part.name} (split {part.split})"
+
+
+def _interval(row: Any) -> str:
+    return f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def _column(cells: Sequence[tuple[float, str] | None]) -> list[Cell]:
+    values = [cell[0] for cell in cells if cell]
+    best = max(values) if values and max(values) > min(values) else None
+    return [Cell(*cell, best=cell[0] == best) if cell else Cell() for cell in cells]

@@ -1,0 +1,101 @@
+"""What an evaluation has shown: is `matched` above every control, and which one stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diff_oracle.evaluation.controls import LINEAR_PROBE, MATCHED
+
+Row = Mapping[str, Any]
+YARDSTICKS = (LINEAR_PROBE,)
+"""Not controls but readers of the same vector, shown apart: an oracle may well be below them."""
+READ, NOT_SHOWN = "read from the diff", "not shown"
+_GAP = f"{MATCHED} - "
+
+
+@dataclass(frozen=True)
+class Part:
+    """All scores of one question at one group of sites.
+
+    Attributes:
+        task, question, site_group, split: As in eval.json.
+        scores: Row of `matched` and of each control and yardstick, in the order of eval.json.
+        gaps: Control -> row of matched - control.
+    """
+
+    task: str
+    question: str
+    site_group: str
+    split: str
+    scores: dict[str, Row] = field(default_factory=dict)
+    gaps: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Task and question."""
+        return f"{self.task}: {self.question}"
+
+    @property
+    def overall(self) -> bool:
+        """Whether all kinds of sites are in it."""
+        return self.site_group == "all"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether training had nothing like it."""
+        return "held-out" in self.question or "held-out" in self.site_group
+
+    @property
+    def controls(self) -> list[str]:
+        """What matched has to beat."""
+        return [name for name in self.scores if name != MATCHED and name not in YARDSTICKS]
+
+    @property
+    def hardest(self) -> str | None:
+        """The control that matched is least above: on the same rows, the one that scores highest."""
+
+        def distance(control: str) -> float:
+            if control in self.gaps:  # paired: not every row can be asked with every control
+                return self.gaps[control]["value"]
+            return self.scores[MATCHED]["value"] - self.scores[control]["value"]
+
+        return min(self.controls, key=distance, default=None) if MATCHED in self.scores else None
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """Controls that matched is not shown to be above: the gap's interval reaches zero, or was not measured."""
+        return [name for name in self.controls if name not in self.gaps or self.gaps[name]["ci_low"] <= 0]
+
+    @property
+    def verdict(self) -> str:
+        """`READ` where matched is above every control that was asked."""
+        return READ if self.controls and not self.unbeaten else NOT_SHOWN
+
+    @property
+    def reason(self) -> str:
+        """What the verdict stands on: which controls are beaten, or which stand in the way."""
+        if not self.controls:
+            return "no control was asked"
+        if self.unbeaten:
+            return f"not above {', '.join(self.unbeaten)}"
+        return (
+            f"above all {len(self.controls)} controls" if len(self.controls) > 1 else f"above {self.controls[0]} alone"
+        )
+
+
+def split_parts(rows: Sequence[Row]) -> list[Part]:
+    """The rows of eval.json by question and site group, in the order of first appearance."""
+    parts: dict[tuple[str, ...], Part] = {}
+    for row in rows:
+        key = (row["task"], row["question"], row["site_group"], row["split"])
+        part, control = parts.setdefault(key, Part(*key)), row["control"]
+        into, name = (part.gaps, control.removeprefix(_GAP)) if control.startswith(_GAP) else (part.scores, control)
+        into[name] = row
+    return list(parts.values())
+
+
+def judged(parts: Sequence[Part]) -> list[Part]:
+    """Those that a verdict can be given on: all sites together, and `matched` was asked."""
+    return [part for part in parts if part.overall and MATCHED in part.scores]
