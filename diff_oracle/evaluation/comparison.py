@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table of several runs.
+    """What stands in the tables of several runs.
 
     Attributes:
         settings: Setting -> its value in each run, as text, empty where a run has no such setting.
@@ -44,6 +44,14 @@ class Comparison:
     selection: list[Cell]
     seconds: list[Cell]
     questions: dict[str, list[Part | None]]
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """Task -> its questions."""
+        tasks: dict[str, list[str]] = {}
+        for question, parts in self.questions.items():
+            tasks.setdefault(next(part.task for part in parts if part), []).append(question)
+        return tasks
 
     def matched(self, question: str) -> list[Cell]:
         """The score of the right diff in each run."""

@@ -110,11 +110,11 @@ def test_verdicts_come_first_and_name_what_stands_in_the_way(single: Page) -> No
     assert first == single.table("wordings as in training")
     assert first[1:] == [
         [
-            "logit_lens: promoted precision", "read from the diff above all 2 controls", "0.812 [0.762, 0.862]",
+            "logit_lens: promoted precision", "read from the diff: above all 2 controls", "0.812 [0.762, 0.862]",
             "site_prior", "0.552 [0.502, 0.602]", "0.261 [0.211, 0.311]", "60 (20)",
         ],
         [
-            "logit_lens: yes_no precision", "not shown not above site_prior", "0.600 [0.550, 0.650]",
+            "logit_lens: yes_no precision", "not shown: not above site_prior", "0.600 [0.550, 0.650]",
             "site_prior", "0.580 [0.530, 0.630]", "0.020 [-0.030, 0.070]", "60 (20)",
         ],
     ]  # fmt: skip
@@ -123,10 +123,10 @@ def test_verdicts_come_first_and_name_what_stands_in_the_way(single: Page) -> No
 
 def test_held_out_and_kinds_of_sites_have_tables_of_their_own(single: Page) -> None:
     assert [row[:3] for row in single.table("held-out wordings and sites")[1:]] == [
-        ["logit_lens: promoted, held-out wording precision", "all", "not shown not above shuffled"]
+        ["logit_lens: promoted, held-out wording precision", "all", "not shown: not above shuffled"]
     ]
     assert [row[:3] for row in single.table("kinds of sites")[1:]] == [
-        ["logit_lens: promoted precision", "heads", "read from the diff above shuffled alone"]
+        ["logit_lens: promoted precision", "heads", "read from the diff: above shuffled alone"]
     ]
 
 
@@ -158,7 +158,7 @@ def test_a_yardstick_stands_apart(tmp_path: Path) -> None:
     page = show(make_run(tmp_path / "demo", make_rows({"matched": 0.8, "linear_probe": 0.9, "shuffled": 0.3})))
     header, line = page.table("wordings as in training")
     assert dict(zip(header, line, strict=True))["yardstick: linear_probe [95 % CI]"] == "0.900 [0.850, 0.950]"
-    assert line[1:4] == ["read from the diff above shuffled alone", "0.800 [0.750, 0.850]", "shuffled"]
+    assert line[1:4] == ["read from the diff: above shuffled alone", "0.800 [0.750, 0.850]", "shuffled"]
 
 
 def test_a_run_that_lacks_what_others_have_is_shown_all_the_same(tmp_path: Path) -> None:
@@ -169,13 +169,13 @@ def test_a_run_that_lacks_what_others_have_is_shown_all_the_same(tmp_path: Path)
     (folder / "run.json").write_text("{}")
     page = show(folder)
     assert [row[:2] for row in page.table("wordings as in training")[1:]] == [
-        ["logit_lens: promoted precision", "not shown not above moonlight"]
+        ["logit_lens: promoted precision", "not shown: not above moonlight"]
     ]
     assert [row[3] for row in page.table("every score")[1:]] == ["matched", "moonlight", "shuffled"]
 
 
 def test_runs_side_by_side(several: Page) -> None:
-    first, second, *lines = several.table("Runs side by side")
+    first, second, *lines = several.table("runs side by side")
     questions = ["logit_lens: promoted", "logit_lens: yes_no"]  # each over two columns
     assert first == ["run", "training.rate", "extra", "training, s", "selection score", *questions]
     assert second == ["matched", "gap to the hardest control"] * 2
@@ -212,7 +212,7 @@ def test_few_and_many_runs(tmp_path: Path, number: int, monkeypatch: pytest.Monk
         folder = make_run(tmp_path / str(job), READ_ROWS, {"seed": job})
         (folder / "select.json").unlink()
     page = show(tmp_path)
-    lines = page.table("Runs side by side")[2:]
+    lines = page.table("runs side by side")[2:]
     assert [line[:2] for line in lines] == [[str(job), str(job)] for job in range(number)]
     assert not any("★" in cell for line in lines for cell in line)  # all the same: none is best
 
