@@ -106,7 +106,7 @@ def test_every_module_has_a_place() -> None:
         ("diff_oracle.oracle.model", "transformer_lens.model_bridge"),
         ("data_gen.logit_lens", "diff_oracle.oracle.prompt"),
         ("data_gen.logit_lens", "data_gen.build.MEASURES"),
-        ("diff_oracle", "diff_oracle.subject"),
+        ("diff_oracle", "diff_oracle.tasks"),
         ("diff_oracle.cli", "diff_oracle.records"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diff_oracle.evaluation.controls import LINEAR_PROBE, MATCHED
+from diff_oracle.tasks import TASKS
 
 Row = Mapping[str, Any]
 YARDSTICKS = (LINEAR_PROBE,)
@@ -49,8 +50,13 @@ class Part:
 
     @property
     def controls(self) -> list[str]:
-        """What matched has to beat."""
-        return [name for name in self.scores if name != MATCHED and name not in YARDSTICKS]
+        """What matched has to beat.
+
+        `sign_flipped` only where −diff has another answer: elsewhere a reader may be blind to the sign, and right.
+        """
+        task = TASKS.get(self.task)
+        unsigned = ("sign_flipped",) if task and not task[0].signed else ()
+        return [name for name in self.scores if name not in (MATCHED, *YARDSTICKS, *unsigned)]
 
     @property
     def hardest(self) -> str | None:

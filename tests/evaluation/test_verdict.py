@@ -41,6 +41,12 @@ def test_the_hardest_control_scores_highest_and_is_no_yardstick() -> None:
     assert part(make_rows({"matched": 0.8})).hardest is None
 
 
+@pytest.mark.parametrize(("task", "verdict"), [("logit_lens", "not shown"), ("attention", "read from the diff")])
+def test_a_flipped_sign_is_a_control_only_where_it_has_another_answer(task: str, verdict: str) -> None:
+    (part,) = split_parts(make_rows({"matched": 0.8, "shuffled": 0.3, "sign_flipped": 0.8}, task=task))
+    assert part.verdict == verdict
+
+
 def test_on_other_rows_the_hardest_control_is_the_one_with_the_smallest_gap() -> None:
     rows = make_rows({"matched": 0.8, "shuffled": 0.5})
     # Asked on fewer rows, where matched scores 0.6: lower than shuffled, but closer to matched.
