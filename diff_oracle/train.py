@@ -59,7 +59,7 @@ class TrainConfig(BuildConfig):
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     """What training asks."""
     holdout: HoldoutConfig = field(default_factory=HoldoutConfig)
-    """Which sites training never sees."""
+    """What training never sees."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it is trained."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -78,7 +78,7 @@ def run(config: TrainConfig) -> float:
     built = time.monotonic()
     torch.manual_seed(config.seed)  # the adapter's start; every other draw is keyed
     oracle = Oracle.create(config.model, OracleConfig(config.lora, config.prompt, config.injection), device)
-    config.holdout.check(oracle.identity.n_layers, oracle.identity.n_heads)
+    config.holdout.check(oracle.identity.n_layers, oracle.identity.n_heads, list(config.tasks))
     dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)

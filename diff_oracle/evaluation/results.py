@@ -50,7 +50,7 @@ def summarise(
 
     A row that lacks a control (NaN) counts neither for it nor for the gap to it. A site group seen in fewer than
     `MIN_GROUP_DOCS` documents has no line of its own. Sites that were held out of training are not among "all" but
-    have lines of their own, and so have held-out wordings.
+    have lines of their own, and so have held-out wordings; a task that was held out says so in every line.
     """
     metric = "accuracy" if questions[0].choices else "overlap"
     doc_ids = np.array([record.doc_id for record in records])
@@ -72,7 +72,7 @@ def _parts(
     records: Sequence[Record], questions: Sequence[Question], holdout: HoldoutConfig
 ) -> Iterator[tuple[str, str, Bool[np.ndarray, "row"]]]:
     """(question, site group, its rows)."""
-    kind = questions[0].kind
+    kind = questions[0].kind + (", held-out task" if questions[0].task in holdout.tasks else "")
     held_out = [holdout.group(record.site) for record in records]
     groups = np.array([out or DiffSite.parse(r.site).group for out, r in zip(held_out, records, strict=True)])
     trained = np.array([out is None for out in held_out])

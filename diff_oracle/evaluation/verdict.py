@@ -35,8 +35,9 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Task and question."""
-        return f"{self.task}: {self.question}"
+        """Task and question, and the sites where they were held out of training."""
+        sites = f", {self.site_group}" if "held-out" in self.site_group else ""
+        return f"{self.task}: {self.question}{sites}"
 
     @property
     def overall(self) -> bool:
@@ -103,5 +104,5 @@ def split_parts(rows: Sequence[Row]) -> list[Part]:
 
 
 def judged(parts: Sequence[Part]) -> list[Part]:
-    """Those that a verdict can be given on: all sites together, and `matched` was asked."""
-    return [part for part in parts if part.overall and MATCHED in part.scores]
+    """Those that a verdict is given on: all sites together, and sites held out of training; `matched` was asked."""
+    return [part for part in parts if (part.overall or part.held_out) and MATCHED in part.scores]

@@ -149,7 +149,11 @@ def _card(sidecar: Sidecar, place: str, scores: str) -> str:
         library_name="peft",
         tags=["diff_oracle", "interpretability", "activation-oracle"],
     )
-    about: dict[str, Any] = {"identity": sidecar.identity, "injection": sidecar.config.injection, "version": __version__}
+    about: dict[str, Any] = {
+        "identity": sidecar.identity,
+        "injection": sidecar.config.injection,
+        "version": __version__,
+    }
     template = Path(__file__).with_name("card.md.j2")
     return str(ModelCard.from_template(data, template_path=str(template), place=place, scores=scores, **about))
 

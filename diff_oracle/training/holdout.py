@@ -1,4 +1,4 @@
-"""Sites that training never sees, so that an evaluation can tell whether an oracle reads what it was not shown."""
+"""What training never sees, so that an evaluation can tell whether an oracle reads what it was not shown."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from diff_oracle.subject.sites import DiffSite
 
 @dataclass
 class HoldoutConfig:
-    """Sites left out of training; the dataset holds them, and evaluation asks about them in lines of their own."""
+    """What is left out of training; the dataset holds it, and evaluation asks about it in lines of its own."""
 
+    tasks: list[str] = field(default_factory=list)
+    """Whole tasks: measured and asked, but never trained."""
     layers: list[int] = field(default_factory=list)
     """Blocks: they, their halves, their heads, and every span that reaches over them."""
     heads: list[str] = field(default_factory=list)
@@ -25,12 +27,17 @@ class HoldoutConfig:
             if DiffSite.parse(name).kind != "head":
                 raise ValueError(f"holdout.heads names single heads like L3H2, got {name!r}")
 
-    def check(self, n_layers: int, n_heads: int) -> None:
-        """Makes sure that a model has what is held out, and keeps a block.
+    def check(self, n_layers: int, n_heads: int, tasks: Sequence[str]) -> None:
+        """Makes sure that what is held out is there, and that something is left.
 
         Raises:
-            ValueError: It has not.
+            ValueError: The model has no such site, the task is not asked, or nothing is left to train.
         """
+        for name in self.tasks:
+            if name not in tasks:
+                raise ValueError(f"holdout.tasks names {name!r}, which is not asked: add +task={name}")
+        if set(self.tasks) == set(tasks):
+            raise ValueError(f"holdout.tasks={self.tasks} leaves no task to train on")
         for site in (*(DiffSite("layer", layer) for layer in self.layers), *map(DiffSite.parse, self.heads)):
             site.check(n_layers, n_heads)
         if len(set(self.layers)) == n_layers:

@@ -78,6 +78,13 @@ def test_sites_held_out_of_training_have_lines_of_their_own() -> None:
     assert groups == {"all", "held-out layers"}
 
 
+def test_a_task_that_was_held_out_says_so() -> None:
+    results, *_ = summarised(tasks=["logit_lens"])
+    assert {r.question for r in results} == {
+        "promoted, held-out task", "promoted, held-out task, held-out wording",
+    }  # fmt: skip
+
+
 def test_few_documents_in_all_still_give_numbers() -> None:
     results, *_ = summarised(num_docs=3)
     assert {r.site_group for r in results} == {"all"}

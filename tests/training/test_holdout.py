@@ -21,6 +21,11 @@ def test_what_a_model_has_not_cannot_be_held_out() -> None:
     with pytest.raises(ValueError, match=r"names single heads like L3H2, got 'L3'"):
         HoldoutConfig(heads=["L3"])
     with pytest.raises(ValueError, match="site 'L9' is out of range"):
-        HoldoutConfig(layers=[9]).check(6, 4)
+        HoldoutConfig(layers=[9]).check(6, 4, ["logit_lens"])
     with pytest.raises(ValueError, match="leaves no block to train on"):
-        HoldoutConfig(layers=[0, 1]).check(2, 4)
+        HoldoutConfig(layers=[0, 1]).check(2, 4, ["logit_lens"])
+    with pytest.raises(ValueError, match=r"names 'attention', which is not asked: add \+task=attention"):
+        HoldoutConfig(tasks=["attention"]).check(6, 4, ["logit_lens"])
+    with pytest.raises(ValueError, match="leaves no task to train on"):
+        HoldoutConfig(tasks=["logit_lens"]).check(6, 4, ["logit_lens"])
+    HoldoutConfig(tasks=["attention"], layers=[2], heads=["L0H1"]).check(6, 4, ["logit_lens", "attention"])
