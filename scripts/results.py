@@ -1,7 +1,8 @@
 """Keeps results and the README's tables in step.
 
-    python scripts/results.py save runs/demo tiny_logit_lens   # run directory -> results/tiny_logit_lens.json
-    python scripts/results.py readme                           # results/*.json -> the README's tables
+    python scripts/results.py save runs/demo tiny_logit_lens            # run directory -> results/tiny_logit_lens.json
+    python scripts/results.py sweep multirun/train/2026-11-22 inputs    # a sweep's folder -> results/inputs.json
+    python scripts/results.py readme                                    # results/*.json -> the README's tables
 
 A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number is written by hand.
 """
@@ -12,9 +13,14 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from diff_oracle.evaluation.report import markdown_table
+from diff_oracle.evaluation.comparison import compare
+from diff_oracle.evaluation.report import markdown, markdown_table, markdown_verdicts, score_text
+from diff_oracle.evaluation.runs import Run, load_runs
+from diff_oracle.evaluation.verdict import judged, split_parts
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,21 +28,42 @@ ROOT = Path(__file__).parents[1]
 def save(run_dir: Path, name: str) -> None:
     """Writes one JSON with the run's provenance and its scores, and the learning curve beside it.
 
-    Absolute paths are cut to their last part: where things lay is nobody's business.
-
     Raises:
         ValueError: The run was not made by committed code.
     """
-    text = (run_dir / "run.json").read_text()
-    about = json.loads(re.sub(r'(?<=[\s"=])/[^\s",]+', lambda path: Path(path[0]).name, text))
+    about = _about(json.loads((run_dir / "run.json").read_text()), run_dir)
+    _write(name, about | {"eval": json.loads((run_dir / "eval.json").read_text())})
+    shutil.copy(run_dir / "learning_curve.png", ROOT / "results" / f"{name}.png")
+
+
+def save_sweep(folder: Path, name: str) -> None:
+    """Writes one JSON with every run of a sweep: where it differs, and its scores over all sites and held-out ones.
+
+    Raises:
+        ValueError: A job failed, or was not made by committed code.
+    """
+    runs, failed = load_runs([folder])
+    if failed:
+        raise ValueError(f"{folder}: job {failed[0].name} failed: {failed[0].reason}")
+    content = []
+    for run in runs:
+        kept = [row for part in judged(split_parts(run.rows)) for row in (*part.scores.values(), *part.gaps.values())]
+        content.append(_about(run.about, folder) | {"selection": run.selection, "eval": kept})
+    first = content[0]
+    _write(name, {key: first[key] for key in ("command", "commit", "machine", "versions")} | {"runs": content})
+
+
+def _about(about: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """A run's provenance. Absolute paths are cut to their last part: where things lay is nobody's business."""
     if about["commit"] is None or about["commit"].endswith("+dirty"):
-        raise ValueError(
-            f"{run_dir} was not made by committed code (commit {about['commit']}): commit and run it again"
-        )
-    content = about | {"eval": json.loads((run_dir / "eval.json").read_text())}
+        raise ValueError(f"{place} was not made by committed code (commit {about['commit']}): commit and run it again")
+    text = re.sub(r'(?<=[\s"=])/[^\s",]+', lambda path: Path(path[0]).name, json.dumps(about))
+    return dict(json.loads(text))
+
+
+def _write(name: str, content: Mapping[str, Any]) -> None:
     (ROOT / "results").mkdir(exist_ok=True)
     (ROOT / "results" / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    shutil.copy(run_dir / "learning_curve.png", ROOT / "results" / f"{name}.png")
 
 
 def update_readme(text: str) -> str:
@@ -49,34 +76,58 @@ def update_readme(text: str) -> str:
     return re.sub(r"<!-- (results/\S+\.json) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
-def _show(result: dict) -> str:
+def _show(result: dict[str, Any]) -> str:
+    if "runs" in result:
+        return _show_sweep(result)
     return _show_run(result) if "eval" in result else _show_benchmark(result)
 
 
-def _show_benchmark(result: dict) -> str:
+def _show_benchmark(result: dict[str, Any]) -> str:
     """What stands at the top of a benchmark's JSON: its setting, ratios and sizes."""
-    about = result["provenance"]
-    where = f"commit {about['commit'][:9]} · {about['machine']['device']}, {about['machine']['cores']} cores"
     lines = [
-        f"| {name} | {f'{value:.3g}' if isinstance(value, float) else value} |"
+        (name, f"{value:.3g}" if isinstance(value, float) else str(value))
         for name, value in result.items()
         if not isinstance(value, dict)
     ]
-    return "\n".join([f"`{about['command']}` · {where}", "", "| | |", "| --- | --- |", *lines])
+    return f"{_origin(result['provenance'])}\n\n{markdown([('', ''), *lines])}"
 
 
-def _show_run(result: dict) -> str:
-    machine, seconds = result["machine"], result["seconds"]
-    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    where = f"commit {result['commit'][:9]} · {machine['device']}, {machine['cores']} cores"
-    about = f"`{result['command']}` · {where} · {times}"
-    return f"{about}\n\n{markdown_table(result['eval'])}"
+def _show_run(result: dict[str, Any]) -> str:
+    """What it has shown, and folded away every control."""
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+    verdicts, table = markdown_verdicts(result["eval"]), markdown_table(result["eval"])
+    folded = f"<details><summary>Every control, with intervals</summary>\n\n{table}\n\n</details>"
+    return f"{_origin(result)} · {times}\n\n{verdicts}\n\n{folded}"
+
+
+def _show_sweep(result: dict[str, Any]) -> str:
+    """One line a run: where it differs, its training time, and the gap of each question to its hardest control."""
+    runs = [Run(str(i), about, about["eval"], [], about["selection"]) for i, about in enumerate(result["runs"])]
+    comparison = compare(runs)
+    questions = {name: parts for name, parts in comparison.questions.items() if "wording" not in name}
+    settings = {key: values for key, values in comparison.settings.items() if key not in ("commit", "seed")}
+    header = [*(key.rpartition(".")[2] for key in settings), "train (s)", *questions]
+    lines = [header]
+    for i, seconds in enumerate(comparison.seconds):
+        cells = [parts[i] for parts in questions.values()]
+        gaps = ["" if part is None else score_text(part.gaps.get(part.hardest or "")) for part in cells]
+        lines.append([*(values[i] for values in settings.values()), f"{seconds.value or 0:.0f}", *gaps])
+    if len(questions) > len(runs):  # a long table is easier to read than a wide one
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    return f"{_origin(result)}\n\nMatched minus the hardest control, with its 95 % interval:\n\n{markdown(lines)}"
+
+
+def _origin(about: Mapping[str, Any]) -> str:
+    machine = about["machine"]
+    return f"`{about['command']}` · commit {about['commit'][:9]} · {machine['device']}, {machine['cores']} cores"
 
 
 def main() -> None:
     match sys.argv[1:]:
         case ["save", run_dir, name]:
             save(Path(run_dir), name)
+        case ["sweep", folder, name]:
+            save_sweep(Path(folder), name)
         case ["readme"]:
             readme = ROOT / "README.md"
             readme.write_text(update_readme(readme.read_text()))

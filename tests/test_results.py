@@ -80,6 +80,28 @@ def test_a_run_of_uncommitted_code_is_no_result(root: Path, commit: str | None) 
     assert not (root / "results" / "three.json").exists()
 
 
+def test_a_sweep_is_one_table_of_gaps(root: Path) -> None:
+    sweep = root / "multirun"
+    for number, (steps, value) in enumerate(((100, 0.3), (200, 0.5))):
+        folder = sweep / str(number)
+        folder.mkdir(parents=True)
+        about = json.loads((root / "runs" / "one" / "run.json").read_text())
+        about |= {"config": {"training": {"steps": steps}, "run_dir": str(folder)}, "versions": {}}
+        (folder / "run.json").write_text(json.dumps(about))
+        rows = [row("matched", value), row("shuffled", 0.1), row("matched - shuffled", value - 0.1)]
+        rows.append(row("matched", value) | {"site_group": "heads"})
+        (folder / "eval.json").write_text(json.dumps(rows))
+    results.save_sweep(sweep, "steps")
+    saved = json.loads((root / "results" / "steps.json").read_text())
+    assert [len(run["eval"]) for run in saved["runs"]] == [3, 3]
+    readme = results.update_readme("<!-- results/steps.json -->\n<!-- end -->")
+    assert "| steps | train (s) | logit_lens: promoted |" in readme
+    assert "| 200 | 61 | 0.400 [0.100, 0.900] |" in readme
+    (sweep / "2").mkdir()
+    with pytest.raises(ValueError, match="job 2 failed"):
+        results.save_sweep(sweep, "steps")
+
+
 def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -> None:
     filled = results.update_readme(README)
     assert "an old table" not in filled

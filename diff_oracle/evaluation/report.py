@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diff_oracle.evaluation.controls import MATCHED
+from diff_oracle.evaluation.controls import LINEAR_PROBE, MATCHED
 from diff_oracle.evaluation.plots import History, learning_curve
 from diff_oracle.evaluation.verdict import NOT_SHOWN, READ, YARDSTICKS, Part, Row, judged, split_parts
 from diff_oracle.tasks import TASKS
@@ -52,7 +52,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """The table for a terminal; a rule between questions, what repeats is left blank."""
-    table = Table(title=f"split {rows[0]['split']}: precision of open answers, accuracy of choices")
+    table = Table(title=f"split {rows[0]['split']}: overlap of lists, accuracy of choices")
     for name in HEADER:
         table.add_column(name)
     previous: tuple[str, ...] = ("", "")
@@ -103,7 +103,7 @@ def _console() -> Console:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The table for a README: all sites together, held-out wordings shortened; each task's first list by site group."""
+    """Every control for a README: all sites together, held-out wordings shortened; first lists by site group."""
     by_group = {f"{name}: {task.open_kinds[0]}" for name, (task, _) in TASKS.items()}
 
     def wanted(question: str, sites: str, control: str) -> bool:
@@ -111,9 +111,24 @@ def markdown_table(rows: Sequence[Row]) -> str:
             return sites == "all" and control.split(":")[0] in (MATCHED, "shuffled", "hardest", "yardstick")
         return sites == "all" or question in by_group
 
-    lines = [line for line in table_lines(rows) if wanted(*line[:3])]
-    text = [" | ".join(cells) for cells in (HEADER, ("---",) * len(HEADER), *lines)]
-    return "\n".join(f"| {line} |" for line in text)
+    return markdown([HEADER, *(line for line in table_lines(rows) if wanted(*line[:3]))])
+
+
+def markdown_verdicts(rows: Sequence[Row]) -> str:
+    """What a run has shown, for a README, with the linear probe where one was fitted."""
+    header = (*VERDICT_HEADER[:1], *VERDICT_HEADER[2:], LINEAR_PROBE, "verdict")
+    lines = []
+    for part in judged(split_parts(rows)):
+        name, _, *scores = _verdict_line(part)
+        verdict = f"**{READ}**" if part.verdict == READ else f"{part.verdict}: {part.reason}"
+        lines.append((name, *scores, score_text(part.scores.get(LINEAR_PROBE)), verdict))
+    return markdown([header, *lines])
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first line is its header."""
+    header, *others = lines
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *others))
 
 
 def draw_learning_curve(history: History, file: Path) -> None:
