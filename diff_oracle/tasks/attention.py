@@ -2,11 +2,11 @@
 
 Four kinds of question. `attended` asks for the tokens that carry at least `min_share` of the weight that is not the
 sink's (position 0), repeated tokens summed over the positions that were kept; where the sink has nearly all, the answer
-is `ONLY_SINK`. `yes_no` and `choice` set such a token against one of the same context that carries little: both stand
-in the text, and how often the site attends to either, where it could, does not tell which (`draw_pair`). `distance`
-asks how far back the most attended position lies. Recency is not balanced: heads read what is near, and of a pair the
-token that stands later is right more often than not, which a reader that recovers the text's end may use. Nothing is
-known about −diff. An MLP has no label and is not asked.
+is `ONLY_SINK`. `yes_no` and `choice` set such a token against one of the same context that carries little. Neither how
+readily the site attends to a token nor where the token stands tells which is which (`propensity`): heads read what is
+near, so most rows offer only pairs that a reader of the text would know, and these rows are seldom asked for one.
+`distance` asks how far back the most attended position lies. Nothing is known about −diff. An MLP has no label and is
+not asked.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
+from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import Record, RecordSet
+from diff_oracle.tasks.attention_label import DISTANCES, Reader, Reading, token_shares
 from diff_oracle.tasks.base import Phrasing, Question, check_askable, check_kind, label, label_rows
+from diff_oracle.tasks.propensity import Propensity
+from diff_oracle.tasks.recency import Recency, distances
 from diff_oracle.tasks.text import Text, Vocabulary, token_list
 from diff_oracle.tasks.usual import (
     NO,
     Usual,
     best_constant,
-    draw_pair,
     draw_wording,
     pair_prior,
     pair_question,
@@ -35,9 +38,9 @@ from diff_oracle.tasks.usual import (
 )
 
 ONLY_SINK = "only the sink"
-DISTANCES = (("itself", 0), ("previous", 1), ("near", 7), ("far", None))
-"""Names of distances, each with the last one that it covers."""
-LITTLE = 0.5  # of `min_share`: what a token that is not attended to carries at most, so that no near miss is asked
+# A row's chance to be asked for a pair is this many times the mean weight of its pairs. A larger number asks more rows,
+# but where the chance is cut to 1, pairs that the text tells come too often.
+PAIRS_ASKED = 4.0
 
 # {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
@@ -90,20 +93,6 @@ class AttentionConfig:
                 raise ValueError(f"tasks.attention.{name} must be above 0 and at most 1, got {getattr(self, name)}")
 
 
-def token_shares(labels: Mapping[str, Any]) -> dict[int, float]:
-    """The tokens that the kept positions hold, strongest first, each with its share of what is not the sink's."""
-    total: dict[int, float] = defaultdict(float)
-    for token, weight in zip(labels["attended_ids"], labels["attended_weights"], strict=True):
-        total[int(token)] += float(weight)
-    rest = 1 - float(labels["sink_weight"])
-    return {token: weight / rest for token, weight in sorted(total.items(), key=lambda item: -item[1])}
-
-
-def distance_name(distance: int) -> str:
-    """The name of a distance in tokens."""
-    return next(name for name, last in DISTANCES if last is None or distance <= last)
-
-
 @dataclass(frozen=True)
 class Habit:
     """What the training rows of a site hold."""
@@ -114,6 +103,8 @@ class Habit:
     """The best constant answer to an open question; empty for `ONLY_SINK`."""
     distance: str
     """The commonest distance."""
+    recency: Recency
+    """What distances alone answer best."""
 
 
 @dataclass
@@ -122,12 +113,13 @@ class Attention:
 
     Attributes:
         habits: Set by `fit`: each site's habit; under None, that of all sites together.
+        propensity: Set by `fit`: how likely a site attends to a token at a place.
     """
 
     config: AttentionConfig = field(default_factory=AttentionConfig)
     habits: dict[str | None, Habit] = field(default_factory=dict, init=False, repr=False)
-    _allowed: Bool[np.ndarray, "vocab"] = field(default_factory=lambda: np.empty(0, dtype=bool), init=False, repr=False)
-    _no_id: int = field(default=-1, init=False, repr=False)
+    propensity: Propensity = field(init=False, repr=False)
+    _read: Reader = field(init=False, repr=False)
     name = "attention"
     kinds = MappingProxyType(KINDS)
     open_kinds = ("attended",)
@@ -139,70 +131,75 @@ class Attention:
         Raises:
             ValueError: No row has a label.
         """
-        self._allowed, self._no_id = vocabulary.allowed.cpu().numpy(), vocabulary.encode((NO,))[0]
-        rows = [
-            (site, labels, int(position), context)
-            for site, labels, position, context in zip(
-                records.sites,
-                label_rows(records, self.name),
-                records.column("position"),
-                records.column("token_ids"),
-                strict=True,
-            )
-            if not np.isnan(labels["sink_weight"])
-        ]
+        allowed, (no_id,) = vocabulary.allowed.cpu().numpy(), vocabulary.encode((NO,))
+        self._read = Reader(self.config.min_share, self.config.sink_only, allowed, no_id)
+        sites: list[str] = []
+        rows: list[tuple[Reading, list[int]]] = []
+        contexts = (context.tolist() for context in records.column("token_ids"))
+        for site, labels, context in zip(records.sites, label_rows(records, self.name), contexts, strict=True):
+            reading = self._read(labels, context)
+            if reading:
+                sites.append(site)
+                rows.append((reading, self._nearest(context)))
         if not rows:
             raise ValueError(
                 "no training row has an attention label: an MLP has none, so name sites with attention, e.g. "
                 "sites.names=[layers]"
             )
-        parts: dict[str | None, list[Any]] = defaultdict(list)
-        for site, labels, position, context in rows:
-            only_sink = labels["sink_weight"] >= self.config.sink_only
-            attended = [] if only_sink else self._attended(labels)
-            decided = [] if only_sink else [*attended, *self._ignored(labels, context.tolist())]
-            distance = None if only_sink else distance_name(position - int(labels["attended_positions"][0]))
-            row = np.array(attended, dtype=np.int64), np.array(decided, dtype=np.int64), only_sink, distance
+        self.propensity = Propensity.fit(sites, [reading for reading, _ in rows])
+        parts: dict[str | None, list[tuple[Reading, list[int]]]] = defaultdict(list, {None: rows})
+        for site, row in zip(sites, rows, strict=True):
             parts[site].append(row)
-            parts[None].append(row)
         self.habits = {site: self._habit(part) for site, part in parts.items()}
 
-    def _habit(self, rows: Sequence[Any]) -> Habit:
-        attended, decided, only_sink, distances = zip(*rows, strict=True)
-        asked = self.config.num_asked
-        answers = [ids[:asked].tolist() for ids, sink in zip(attended, only_sink, strict=True) if sink or len(ids)]
-        near = Counter(name for name in distances if name is not None).most_common(1)
+    def _habit(self, rows: Sequence[tuple[Reading, list[int]]]) -> Habit:
+        asked, readings = self.config.num_asked, [reading for reading, _ in rows]
+        answered = [(reading, nearest) for reading, nearest in rows if reading.only_sink or reading.attended]
+        answers = [reading.attended[:asked] for reading, _ in answered]
+        common = Counter(reading.distance for reading in readings if reading.distance).most_common(1)
         return Habit(
-            Usual.within(attended, decided),
+            Usual.within([r.tokens[: len(r.attended)] for r in readings], [r.tokens for r in readings]),
             best_constant(answers, asked) if answers else (),
-            near[0][0] if near else DISTANCES[0][0],
+            common[0][0] if common else DISTANCES[0][0],
+            Recency.fit(
+                np.concatenate([r.distances[: len(r.attended)] for r in readings]),
+                np.concatenate([r.distances[len(r.attended) :] for r in readings]),
+                [nearest for _, nearest in answered],
+                answers,
+            ),
         )
 
     def kinds_for(self, record: Record) -> Sequence[str]:
         """None where there is no label, the open one where the sink has all, one where no token has its share.
+
+        Whether a row is asked for a pair is drawn by its document, site and position, so the same in every run.
 
         Raises:
             ValueError: The record was not measured for this task.
             RuntimeError: `fit` was not called.
         """
         label(record.labels, self.name, "sink_weight")
-        return self._kinds_for(record.labels)
+        return self._kinds_for((record.doc_id, record.site, record.position), record.token_ids, record.labels)
 
     def askable(self, records: RecordSet) -> Bool[np.ndarray, "row kind"]:
         """`kinds_for` of every row, in the order of `kinds`."""
-        possible = [self._kinds_for(labels) for labels in label_rows(records, self.name)]
+        keys = zip(records.doc_ids, records.sites, records.column("position").tolist(), strict=True)
+        rows = zip(keys, records.column("token_ids"), label_rows(records, self.name), strict=True)
+        possible = [self._kinds_for(key, context.tolist(), labels) for key, context, labels in rows]
         return np.array([[kind in kinds for kind in self.kinds] for kinds in possible]).reshape(-1, len(self.kinds))
 
-    def _kinds_for(self, labels: Mapping[str, Any]) -> Sequence[str]:
+    def _kinds_for(self, key: tuple[str, str, int], context: Sequence[int], labels: Mapping[str, Any]) -> Sequence[str]:
         self._check_fitted()
-        if np.isnan(labels["sink_weight"]):
+        reading = self._read(labels, context)
+        if reading is None:
             return ()
-        if labels["sink_weight"] >= self.config.sink_only:
+        if reading.only_sink:
             return ("attended",)
-        attended = self._attended(labels)
-        if not attended:
+        if not reading.attended:
             return ("distance",)
-        return ("attended", "distance") if attended == [self._no_id] else tuple(self.kinds)
+        weights = self._pair_weights(key[1], reading)
+        asked = weights.size and keyed_rng(0, "pair", *key).random() < PAIRS_ASKED * weights.mean()
+        return tuple(self.kinds) if asked else ("attended", "distance")
 
     def top_answer(self, labels: Mapping[str, Any]) -> int | str | None:
         """The most attended token, repeated ones summed; `ONLY_SINK`; or None for an MLP."""
@@ -215,11 +212,10 @@ class Attention:
         """The distance's name; for every other kind the attended tokens, or `ONLY_SINK`."""
         possible = self.kinds_for(record)
         if kind == "distance":
-            return (_distance(record),) if kind in possible else ()
+            return (str(self._reading(record).distance),) if kind in possible else ()
         if "attended" not in possible:
             return ()
-        only_sink = record.labels["sink_weight"] >= self.config.sink_only
-        return (ONLY_SINK,) if only_sink else tuple(self._attended(record.labels))
+        return tuple(self._reading(record).attended) or (ONLY_SINK,)
 
     def question(
         self, record: Record, kind: str, rng: np.random.Generator, phrasing: Phrasing = "seen", sign: int = 1
@@ -232,15 +228,18 @@ class Attention:
         """
         check_kind(kind, self.kinds)
         check_askable(self.name, record, kind, self.kinds_for(record), sign)
-        wording = draw_wording(PHRASINGS[kind][phrasing], rng)
+        wording, reading = draw_wording(PHRASINGS[kind][phrasing], rng), self._reading(record)
         if kind == "attended":
-            only_sink = record.labels["sink_weight"] >= self.config.sink_only
-            named = [] if only_sink else self._attended(record.labels)[: self.config.num_asked]
+            named = reading.attended[: self.config.num_asked]
             return Question(self.name, kind, phrasing, (wording,), token_list(named) if named else (ONLY_SINK,))
         if kind == "distance":
             choices = tuple((name,) for name, _ in DISTANCES)
-            return Question(self.name, kind, phrasing, (wording,), (_distance(record),), choices)
-        return pair_question(self.name, kind, phrasing, wording, self._pair(record, rng), rng)
+            return Question(self.name, kind, phrasing, (wording,), (str(reading.distance),), choices)
+        weights = self._pair_weights(record.site, reading)
+        drawn = int(rng.choice(weights.size, p=weights.ravel() / weights.sum()))
+        right, wrong = divmod(drawn, len(reading.ignored))
+        pair = reading.attended[right], reading.ignored[wrong]
+        return pair_question(self.name, kind, phrasing, wording, pair, rng)
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
         """Open questions: the share of right tokens among those named or wanted, whichever are more.
@@ -266,49 +265,41 @@ class Attention:
             return (habit.distance,)
         return pair_prior(question, habit.usual)
 
-    def _attended(self, labels: Mapping[str, Any]) -> list[int]:
-        """The nameable tokens that have their share, strongest first."""
-        shares = token_shares(labels).items()
-        return [token for token, share in shares if share >= self.config.min_share and self._allowed[token]]
+    def recency_answer(self, record: Record, question: Question) -> Text | None:
+        """What the context and the site's training rows answer if only the places of tokens are known.
 
-    def _ignored(self, labels: Mapping[str, Any], context: Sequence[int]) -> list[int]:
-        """The nameable tokens of the context that carry little, in ascending order.
+        Of two tokens the nearer one; of one, whether it stands within the distance that parts attended from ignored
+        tokens best; where all are asked for, the nearest ones, as many as score best. None on `distance`: its prior is
+        that answer. A token's place is its nearest; one that the context lacks is the farthest.
 
-        Only the strongest positions were kept: any other has at most the weight of the weakest of them, and all others
-        together have what is left.
+        Raises:
+            RuntimeError: `fit` was not called.
         """
-        kept, rest = token_shares(labels), 1 - float(labels["sink_weight"])
-        weakest = float(labels["attended_weights"][-1]) / rest
-        left = max(0.0, 1 - sum(kept.values()))
-        unkept = Counter(context[1:])
-        unkept.subtract(int(token) for token in labels["attended_ids"])
-        bound = LITTLE * self.config.min_share
-        return [
-            token
-            for token, times in sorted(unkept.items())
-            if kept.get(token, 0.0) + min(times * weakest, left) < bound
-            and self._allowed[token]
-            and token != self._no_id
-        ]
+        self._check_fitted()
+        recency, back = self.habits.get(record.site, self.habits[None]).recency, distances(record.token_ids)
+        if question.kind == "distance":
+            return None
+        if question.kind == "attended":
+            return token_list(self._nearest(record.token_ids)[: recency.number])
+        tokens = [piece for piece in question.text if isinstance(piece, int)]
+        if question.kind == "yes_no":
+            return (tokens[0] if back.get(tokens[0], np.inf) <= recency.within else NO,)
+        return (min(tokens, key=lambda token: back.get(token, np.inf)),)
 
-    def _pair(self, record: Record, rng: np.random.Generator) -> tuple[int, int]:
-        """A token that is attended to, and one of the same context that is not; the word "no" is never drawn.
+    def _nearest(self, context: Sequence[int]) -> list[int]:
+        """The nearest nameable tokens, as many as are asked for."""
+        return [token for token in distances(context) if self._read.allowed[token]][: self.config.num_asked]
 
-        Where the context has no such token, another one that the site often attends to; where the training rows know
-        neither, any.
-        """
-        attended = [token for token in self._attended(record.labels) if token != self._no_id]
-        ignored = self._ignored(record.labels, record.token_ids)
-        usual, barred = self.habits.get(record.site, self.habits[None]).usual, [*record.token_ids, self._no_id]
-        pair = draw_pair(attended, usual, rng, among=ignored) or draw_pair(attended, usual, rng, barred)
-        others = ignored or np.setdiff1d(np.flatnonzero(self._allowed), barred)
-        return pair or (int(rng.choice(attended)), int(rng.choice(others)))
+    def _pair_weights(self, site: str, reading: Reading) -> Float[np.ndarray, "attended ignored"]:
+        """How often each pair may be asked; the word "no", which is an answer, never."""
+        nameable = np.array(reading.attended, dtype=np.int64) != self._read.no_id
+        return self.propensity.pair_weights(site, reading) * nameable[:, None]
+
+    def _reading(self, record: Record) -> Reading:
+        reading = self._read(record.labels, record.token_ids)
+        assert reading is not None  # a record without a label is asked nothing
+        return reading
 
     def _check_fitted(self) -> None:
         if not self.habits:
             raise RuntimeError(f"task {self.name} knows no site yet: call task.fit(dataset.split('train')) first")
-
-
-def _distance(record: Record) -> str:
-    """How far back the position lies that a record attends to most."""
-    return distance_name(record.position - int(record.labels["attended_positions"][0]))

@@ -56,10 +56,20 @@ class Usual:
 
     def share(self, wanted: Sequence[int] | Int[np.ndarray, "wanted"]) -> Float[np.ndarray, "wanted"]:
         """The share of rows that hold each wanted token, among those that could."""
-        if not len(self.tokens):
-            return np.full(len(wanted), self.otherwise)
-        place = np.minimum(np.searchsorted(self.tokens, wanted), len(self.tokens) - 1)
-        return np.where(self.tokens[place] == np.asarray(wanted), self.shares[place], self.otherwise)
+        return look_up(self.tokens, self.shares, wanted, self.otherwise)
+
+
+def look_up(
+    keys: Int[np.ndarray, "key"],
+    values: Float[np.ndarray, "key"],
+    wanted: Sequence[int] | Int[np.ndarray, "wanted"],
+    otherwise: float,
+) -> Float[np.ndarray, "wanted"]:
+    """The value of each wanted key, or `otherwise`; keys are in ascending order."""
+    if not len(keys):
+        return np.full(len(wanted), otherwise)
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == np.asarray(wanted), values[place], otherwise)
 
 
 def _count(lists: Sequence[Int[np.ndarray, "_"]]) -> tuple[Int[np.ndarray, "token"], Int[np.ndarray, "token"]]:
@@ -69,11 +79,7 @@ def _count(lists: Sequence[Int[np.ndarray, "_"]]) -> tuple[Int[np.ndarray, "toke
 
 
 def draw_pair(
-    right: Sequence[int],
-    usual: Usual | None,
-    rng: np.random.Generator,
-    barred: Sequence[int] = (),
-    among: Sequence[int] | None = None,
+    right: Sequence[int], usual: Usual | None, rng: np.random.Generator, barred: Sequence[int] = ()
 ) -> tuple[int, int] | None:
     """One of the `right` tokens, and another that the site often has; None where the training rows offer no such pair.
 
@@ -86,19 +92,17 @@ def draw_pair(
         usual: What the site's training rows hold; None for a site that they lack.
         rng: Where draws come from.
         barred: Tokens that may not be the second.
-        among: What the second is drawn from; by default all that the site's rows hold.
     """
     if usual is None or not len(right):
         return None
     shares = usual.share(right)
     # A token that the site never had could only be right, never wrong: it is not asked.
     first = np.where(shares > 0, 1 - shares, 0.0)
-    others, weights = (usual.tokens, usual.shares) if among is None else (np.asarray(among), usual.share(among))
-    second = np.where(np.isin(others, [*right, *barred]), 0.0, weights)
+    second = np.where(np.isin(usual.tokens, [*right, *barred]), 0.0, usual.shares)
     if not (first.any() and second.any()):
         return None
     drawn = rng.choice(right, p=first / first.sum())
-    return int(drawn), int(rng.choice(others, p=second / second.sum()))
+    return int(drawn), int(rng.choice(usual.tokens, p=second / second.sum()))
 
 
 def pair_question(

@@ -1,6 +1,5 @@
 """Questions on attention, their answers computed by hand."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diff_oracle.records import Record
-from diff_oracle.tasks import Task
-from diff_oracle.tasks.attention import DISTANCES, ONLY_SINK, PHRASINGS, Attention, AttentionConfig
+from diff_oracle.tasks import Question, Task
+from diff_oracle.tasks.attention import ONLY_SINK, PHRASINGS, Attention, AttentionConfig
+from diff_oracle.tasks.attention_label import DISTANCES, Reading
+from diff_oracle.tasks.propensity import Propensity
 from tests.tasks.made import LINE_BREAK, NO_ID, VOCABULARY, attention, make_record, make_rows
 
 CONTEXT = [1, 500, 501, 502, 500, 503, 504, 505, 506]  # position 0 is the sink
@@ -28,7 +29,14 @@ def fitted(records: Sequence[Record], **options: float) -> Attention:
     return task
 
 
-TASK = fitted([ROW, MLP, SINK, DIFFUSE])
+def impartial(task: Attention) -> Attention:
+    """The task as it is where all tokens are attended to as readily, so that every pair is asked."""
+    nowhere = np.empty(0, dtype=np.int64)
+    task.propensity = Propensity.fit(["L1"], [Reading(True, [], [], None, nowhere, nowhere)])
+    return task
+
+
+TASK = impartial(fitted([ROW, MLP, SINK, DIFFUSE]))
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -50,7 +58,7 @@ def test_the_answer_is_what_has_its_share_with_repeated_tokens_summed() -> None:
 def test_what_no_label_may_name_is_neither_an_answer_nor_asked_about() -> None:
     context = [1, LINE_BREAK, 501, 502, 503, 504, 505, 506, 507]
     row = make_record(attention([1, 2], [LINE_BREAK, 501], [0.7, 0.3]), context=context)
-    task = fitted([row])
+    task = impartial(fitted([row]))
     assert task.question(row, "attended", rng()).answer == (501,)
     for seed in range(30):
         assert LINE_BREAK not in task.question(row, "choice", rng(seed)).text
@@ -101,68 +109,77 @@ def test_both_tokens_of_a_choice_stand_in_the_context_and_one_is_attended_to(see
     assert question.choices == ((named,), ("no",))
 
 
-def test_a_token_is_ignored_only_if_the_positions_that_were_not_kept_could_not_give_it_weight() -> None:
-    # Every kept position has 0.02; 500 stands at five more, which could have as much each: 0.1 in all.
-    context = [1, *[500] * 5, *range(510, 560), 560]
-    kept = list(range(6, 56))
-    row = make_record(attention(kept[:41], context[6:47], [0.1] + [0.02] * 40), context=context)
-    assert 500 not in TASK._ignored(row.labels, row.token_ids)
-    # The same, but nothing is left for them.
-    row = make_record(attention(kept[:41], context[6:47], [0.2] + [0.02] * 40), context=context)
-    assert 500 in TASK._ignored(row.labels, row.token_ids)
-
-
-def test_where_the_context_has_no_other_token_one_comes_from_elsewhere() -> None:
-    context = [1, *[500] * 8]
-    row = make_record(attention([1], [500], [1.0]), context=context)
-    other = make_record(attention([1, 3], [500, 502], [0.1, 0.9]), context=[1, 500, 501, 502, 503, 504, 505, 506, 507])
-    third = make_record(attention([3], [502], [1.0]), context=[1, 500, 501, 502, 503, 504, 505, 506, 507])
-    task, drawn = fitted([row, other, third]), Counter[int]()
-    for seed in range(200):
-        choices = {choice[0] for choice in task.question(row, "choice", rng(seed)).choices}
-        (wrong,) = choices - {500}
-        drawn[wrong] += 1
-    assert not set(drawn) & set(context)
-    assert drawn.most_common(1)[0][0] == 502  # what the site attends to in other rows
-    question = fitted([row]).question(row, "choice", rng())
-    (wrong,) = next(choice for choice in question.choices if choice != question.answer)
-    assert isinstance(wrong, int)
-    assert VOCABULARY.allowed[wrong]
-    assert wrong != 500
-
-
 def synthetic(number: int, seed: int, site: str = "L1") -> list[Record]:
-    """Rows of a site that attends to some tokens far oftener than to others, whatever the context."""
+    """Rows of a site that attends to some tokens far more readily than to others, and to what is near."""
     draws = rng(seed)
-    likely = np.linspace(0.02, 0.6, 60)  # how readily each of the tokens 300…359 is attended to
+    ready = np.linspace(-3, 3, 60)  # log-odds of each of the tokens 300…359
+    near = 4 - 3 * np.log(np.arange(24, 0, -1))  # and of each position 1…24
     rows = []
     for _ in range(number):
-        tokens = draws.choice(60, 24)
-        wanted = {int(t) for t in tokens if draws.random() < likely[t]} or {int(tokens[0])}
-        places = [p for p, t in enumerate(tokens, start=1) if int(t) in wanted]
-        weights = draws.dirichlet(np.full(len(places), 8.0))
-        order = np.argsort(-weights)
-        positions = [places[i] for i in order]
-        ids = [300 + int(tokens[p - 1]) for p in positions]
-        labels = attention(positions, ids, weights[order].tolist(), sink=0.0)
-        rows.append(make_record(labels, site, [1, *(300 + tokens).tolist()]))
+        tokens = draws.choice(60, 24, replace=False)
+        chances = 1 / (1 + np.exp(-ready[tokens] - near))
+        places = 1 + np.flatnonzero(draws.random(24) < chances)
+        if 0 < len(places) < 15:  # more would have too little each
+            ids = (300 + tokens[places - 1]).tolist()
+            labels = attention(places.tolist(), ids, [1 / len(places)] * len(places), sink=0.0)
+            rows.append(make_record(labels, site, [1, *(300 + tokens).tolist()]))
     return rows
 
 
-def test_what_a_site_usually_attends_to_does_not_answer_pair_questions() -> None:
-    task = fitted(synthetic(700, seed=0), k=24)
-    right: dict[str, list[bool]] = {"yes_no": [], "choice": []}
-    naive: list[bool] = []
-    for index, row in enumerate(synthetic(1500, seed=1)):
-        for kind, scores in right.items():
-            question = task.question(row, kind, rng(index))
-            scores.append(task.prior_answer(row.site, question) == question.answer)
-        attended, ignored = task._attended(row.labels), task._ignored(row.labels, row.token_ids)
-        if ignored:
-            naive.append(rng(index).choice(attended) > rng(index + 1).choice(ignored))  # the site prefers larger ids
-    assert np.mean(naive) > 0.7  # drawn without care, the site tells
-    assert 0.45 < np.mean(right["yes_no"]) < 0.55
-    assert 0.45 < np.mean(right["choice"]) < 0.55
+def test_neither_the_sites_habit_nor_recency_answers_pair_questions() -> None:
+    task, records = fitted(synthetic(1200, seed=0), k=24), make_rows(synthetic(1200, seed=1), "attention")
+
+    def shares_right(rows: Sequence[Record], kind: str) -> tuple[float, float]:
+        questions = [task.question(row, kind, rng(index)) for index, row in enumerate(rows)]
+        prior = [task.prior_answer(row.site, q) == q.answer for row, q in zip(rows, questions, strict=True)]
+        recency = [task.recency_answer(row, q) == q.answer for row, q in zip(rows, questions, strict=True)]
+        return float(np.mean(prior)), float(np.mean(recency))
+
+    asked = records.take(np.flatnonzero(task.askable(records)[:, list(task.kinds).index("choice")]))
+    assert len(records) / 3 < len(asked) < len(records) / 2
+    assert max(shares_right(asked, "choice") + shares_right(asked, "yes_no")) < 0.55
+    impartial(task)  # from here on pairs are drawn without care, and either tells
+    assert min(shares_right(records.take(range(400)), "choice")) > 0.65
+
+
+def test_the_rows_that_are_asked_for_pairs_are_the_same_whoever_asks() -> None:
+    rows = synthetic(200, seed=0)
+    records, task = make_rows(rows, "attention", per_document=1), fitted(rows, k=24)
+    askable = task.askable(records)
+    assert 0 < askable[:, 1].sum() < len(rows)
+    for index, possible in enumerate(askable):
+        record = records[index]
+        assert [kind in task.kinds_for(record) for kind in task.kinds] == possible.tolist()
+        if not possible[1]:
+            with pytest.raises(ValueError, match="attention cannot ask 'choice' of this record of L1"):
+                task.question(record, "choice", rng())
+
+
+def test_where_all_tokens_are_attended_to_no_pair_is_asked() -> None:
+    row = make_record(attention([1, 2], [500, 501], [0.6, 0.4]), context=[1, *[500, 501] * 4])
+    assert impartial(fitted([row])).kinds_for(row) == ("attended", "distance")
+
+
+def test_recency_answers_by_where_tokens_stand() -> None:
+    near = make_record(attention([8, 7], [506, 505], [0.6, 0.4]), context=CONTEXT)  # 0 and 1 back
+    far = make_record(attention([1, 2], [500, 501], [0.6, 0.4]), "L2", [1, *range(500, 508)])  # 7 and 6 back
+    task = impartial(fitted([near, near, far]))
+    # 506, 505 and 504 are nearest; two of them are always right at L1, and none at L2.
+    attended = task.question(near, "attended", rng())
+    assert task.recency_answer(near, attended) == (506, "\n", 505) == attended.answer
+    assert task.recency_answer(near, task.question(near, "distance", rng())) is None
+    for seed in range(20):
+        choice, yes_no = (task.question(near, kind, rng(seed)) for kind in ("choice", "yes_no"))
+        assert task.recency_answer(near, choice) == choice.answer
+        assert task.recency_answer(near, yes_no) == yes_no.answer  # within 1
+        choice, yes_no = (task.question(far, kind, rng(seed)) for kind in ("choice", "yes_no"))
+        assert task.recency_answer(far, choice) != choice.answer
+        assert task.recency_answer(far, yes_no) == (yes_no.choices[0])  # all stand within 7
+    # 500 stands twice, and counts where it is nearer: 4 back, in front of 502.
+    choice = Question("attention", "choice", "seen", ("", 502, "", 500), (502,), ((502,), (500,)))
+    assert task.recency_answer(ROW, choice) == (500,)
+    unseen = make_record(LABELS, "L9", CONTEXT)
+    assert task.recency_answer(unseen, choice) == (500,)  # as all sites together
 
 
 def test_the_prior_is_the_best_constant_answer() -> None:
@@ -201,7 +218,7 @@ def test_the_word_no_is_never_asked_about() -> None:
     context = [1, NO_ID, 501, 502, NO_ID, 504, 505, 506, 507]
     attended = make_record(attention([1, 2], [NO_ID, 501], [0.7, 0.3]), context=context)
     ignored = make_record(attention([2, 3], [501, 502], [0.7, 0.3]), context=context)
-    task = fitted([attended, ignored])
+    task = impartial(fitted([attended, ignored]))
     for row in (attended, ignored):
         for seed in range(40):
             assert NO_ID not in task.question(row, "choice", rng(seed)).text
