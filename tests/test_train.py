@@ -2,11 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from diff_oracle.cli import compose
+from diff_oracle.train import TrainConfig, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,3 +79,53 @@ def test_an_oracle_of_another_model_and_a_folder_without_one_are_refused(trained
         assert done.stderr.startswith("error: run/run.json cannot be read: " + said)
     about.write_text(content)
     assert not (trained / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (["injection=residual", "injection.block=99"], r"injection\.block=99, but the model has blocks"),
+        (["lora=full", "lora.first_block=99"], r"lora\.first_block=99, but the model has blocks"),
+        (["training.batch_size=8", "training.gradient_accumulation=3"], "batch_size=8 is not a multiple of 3"),
+        (["training.tracker=paper"], "unknown training.tracker 'paper'"),
+        (["training.base_dtype=int8"], "unknown training.base_dtype 'int8': choose from float32, bfloat16"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_dataset_is_built(
+    choice: list[str], said: str, tmp_path: Path
+) -> None:
+    places = [f"run_dir={tmp_path / 'run'}", f"data_dir={tmp_path / 'data'}"]
+    with pytest.raises(ValueError, match=said):
+        run(compose("train", TrainConfig, ["+task=logit_lens", "+debug=smoke", *places, *choice]))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_training_with_other_settings_is_refused_before_the_dataset_is_built(tmp_path: Path) -> None:
+    unfinished = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    unfinished.mkdir(parents=True)
+    (unfinished.parent / "settings.json").write_text(json.dumps({"config": {"seed": 1}, "dataset": "tiny"}))
+    places = [f"run_dir={tmp_path / 'run'}", f"data_dir={tmp_path / 'data'}"]
+    with pytest.raises(ValueError, match="holds an unfinished training with other settings: .*seed 1 .now 0."):
+        run(compose("train", TrainConfig, ["+task=logit_lens", *places]))
+    assert not (tmp_path / "data").exists() and unfinished.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_command_started_again_ends_with_the_same_oracle(trained: Path) -> None:
+    arguments = ["diff_oracle.train", "+task=logit_lens", "+debug=smoke", "data_dir=data", "training.steps=30"]
+    arguments += ["training.checkpoint_every=2", "training.evaluations=2"]
+    assert command(trained, *arguments, "run_dir=whole").returncode == 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", *arguments, "run_dir=killed"], cwd=trained, env=environment)
+    while not list((trained / "killed").glob("checkpoints/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (trained / "killed" / "run.json").exists()
+    again = command(trained, *arguments, "run_dir=killed")
+    assert again.returncode == 0, again.stderr
+    assert "going on behind step" in again.stderr
+    assert not (trained / "killed" / "checkpoints").exists()
+    for name in ("oracle/injector.safetensors", "oracle/adapter/adapter_model.safetensors", "select.json", "eval.json"):
+        assert (trained / "killed" / name).read_bytes() == (trained / "whole" / name).read_bytes(), name

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import Float
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
-from diff_oracle.oracle.adapter import add_adapter
+from diff_oracle.oracle.adapter import add_adapter, load_adapter
 from diff_oracle.oracle.decoding import DistinctLines
 from diff_oracle.oracle.injection import INJECTORS
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
@@ -40,7 +39,7 @@ class Oracle(nn.Module):
         identity: The base model's identity, which a dataset's subject must equal.
     """
 
-    accepts_loss_kwargs = False  # tells Trainer that the loss is a mean already
+    accepts_loss_kwargs = True  # tells Trainer that `forward` takes num_items_in_batch
 
     def __init__(
         self, loaded: LoadedModel, base: SubjectConfig, config: OracleConfig, adapter: Path | None = None
@@ -55,7 +54,7 @@ class Oracle(nn.Module):
         if adapter is None:
             self.lm: Any = add_adapter(loaded.model, config.lora)
         else:
-            self.lm = PeftModel.from_pretrained(loaded.model, str(adapter), is_trainable=True)
+            self.lm = load_adapter(loaded.model, adapter)
 
     @classmethod
     def create(cls, base: SubjectConfig, config: OracleConfig, device: str = "cpu") -> Oracle:
@@ -78,8 +77,14 @@ class Oracle(nn.Module):
         window = getattr(self.lm.get_base_model().config.get_text_config(), "sliding_window", None)
         return float("inf") if window is None else float(window)
 
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """Mean cross-entropy of the answers; logits are computed only where a label stands."""
+    def forward(self, num_items_in_batch: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
+        """Mean cross-entropy of the answers; logits are computed only where a label stands.
+
+        Args:
+            num_items_in_batch: Labels of the whole batch, where this is a part of it: the loss is then this part's
+                share of the mean, and the parts' losses sum to it.
+            batch: What `PromptBuilder.collate` gives.
+        """
         inputs = Batch(**batch)  # type: ignore[typeddict-item]
         base = self.lm.get_base_model()
         mask = inputs["attention_mask"]
@@ -95,7 +100,8 @@ class Oracle(nn.Module):
         targets = inputs["labels"][:, 1:]
         labelled = targets != IGNORED
         logits = base.get_output_embeddings()(hidden[:, :-1][labelled]).float()
-        return {"loss": nn.functional.cross_entropy(logits, targets[labelled])}
+        loss = nn.functional.cross_entropy(logits, targets[labelled])
+        return {"loss": loss if num_items_in_batch is None else loss * (labelled.sum() / num_items_in_batch)}
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[str]:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from accelerate import PartialState
+from transformers import TrainingArguments
 
+from diff_oracle.oracle.injection import decoder_blocks
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Batch
 from diff_oracle.records import RecordSet
+from diff_oracle.subject.loading import DTYPES
 from diff_oracle.tasks import Task
+from diff_oracle.training.checkpoints import Checkpoints
 from diff_oracle.training.examples import Example, ExampleDataset
 from diff_oracle.training.mixture import MixtureConfig
+from diff_oracle.training.tracking import Tracking, check_tracker
+from diff_oracle.training.trainer import OracleTrainer
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass
@@ -36,15 +46,46 @@ class TrainingConfig:
     """Gradients are clipped to this norm."""
     bf16: bool = False
     """Matrix products of training in bfloat16 (autocast); weights and updates stay in float32."""
+    base_dtype: str | None = None
+    """Precision of the weights that are not trained, float32 or bfloat16: as the subject's (`model.dtype`) where it is
+    not given. What is trained is float32 either way."""
+    gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass instead of being kept: less memory, a third more time."""
+    gradient_accumulation: int = 1
+    """Parts that a step's diffs are read in, one after the other: less memory, the same loss."""
     evaluations: int = 3
-    """Points of the learning curve, measured on split `select`."""
+    """Points of the learning curve, measured on split `select`, at even distances; the last one at the end. The oracle
+    is kept as it was at the best of them."""
+    patience: int | None = None
+    """Training stops after so many points in a row that were no better. Not at all where it is not given."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints; there is one more at every point of the learning curve."""
+    tracker: str = "tensorboard"
+    """Where the log goes, beside the run directory: tensorboard (`tensorboard/` in there), wandb, or none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluations"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch_size", "gradient_accumulation", "evaluations", "patience", "checkpoint_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ValueError(f"training.learning_rate must be above 0, got {self.learning_rate}")
+        if self.base_dtype is not None and self.base_dtype not in DTYPES:
+            raise ValueError(f"unknown training.base_dtype {self.base_dtype!r}: choose from {', '.join(DTYPES)}")
+        check_tracker(self.tracker)
+
+    def batch_size_of_process(self, num_processes: int) -> int:
+        """Diffs that a process reads at once.
+
+        Raises:
+            ValueError: The batch cannot be split evenly.
+        """
+        parts = num_processes * self.gradient_accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"training.batch_size={self.batch_size} is not a multiple of {parts}: {num_processes} processes × "
+                f"training.gradient_accumulation={self.gradient_accumulation}"
+            )
+        return self.batch_size // parts
 
 
 def train_oracle(
@@ -55,29 +96,70 @@ def train_oracle(
     mixture: MixtureConfig,
     seed: int,
     measure: Callable[[Oracle], dict[str, float]],
+    select: Callable[[dict[str, float]], float] | None = None,
+    run_dir: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains in place; returns the log: losses, and every so often what `measure` says of the oracle.
+    """Trains in place, from the last checkpoint where there is one.
+
+    Args:
+        oracle: As it was made; the same for the same run.
+        records: What is asked about.
+        tasks: What is asked, fitted.
+        config: How it is trained.
+        mixture: How much of what is asked.
+        seed: Keys every draw.
+        measure: Scores an oracle, for the learning curve.
+        select: What is to be highest, from these scores: the oracle ends in the state where it was. None: the last.
+        run_dir: The tracker's files go in here, and checkpoints, which stay (`Checkpoints.delete`). None: nothing is
+            kept and nothing tracked.
+
+    Returns:
+        The log: losses, and every so often what `measure` says. The same whether the training was interrupted or not.
 
     Raises:
-        ValueError: The loss is not finite.
+        ValueError: The loss or a weight is not finite, or the batch cannot be split evenly over the processes.
     """
     dataset = ExampleDataset(records, tasks, oracle.prompts, mixture, config.steps, config.batch_size, seed)
     collate = _collate_shared if _reads_apart(oracle, dataset[len(dataset) - 1]) else _collate_apart
-    curve = _Curve(oracle, measure, max(1, config.steps // config.evaluations))
-    with TemporaryDirectory() as scratch:  # Trainer wants a folder, though nothing is saved on the way
-        arguments = _arguments(oracle, config, seed, scratch)
-        trainer = Trainer(
-            model=oracle,
-            args=arguments,
+    if config.gradient_checkpointing:
+        checkpoint_activations(oracle)
+    with TemporaryDirectory() as scratch:
+        checkpoints = Checkpoints((run_dir or Path(scratch)) / CHECKPOINTS)
+        tracking = [Tracking(config.tracker, run_dir, checkpoints.settings())] if run_dir else []
+        trainer = OracleTrainer(
+            oracle,
+            partial(make_optimizer, config=config),
+            measure,
+            select,
+            config.evaluations,
+            config.patience,
+            checkpoints,
+            config.checkpoint_every,
+            tracking if config.tracker != "none" else [],
+            args=_arguments(oracle, config, seed, checkpoints.partial),
             train_dataset=dataset,
             data_collator=lambda groups: collate(oracle, groups),
-            callbacks=[curve],
-            optimizers=(make_optimizer(oracle, config), None),
         )
-        oracle.train()
-        trainer.train()
+        history = trainer.fit()
     oracle.eval()
-    return trainer.state.log_history
+    return history
+
+
+def checkpoint_activations(oracle: Oracle) -> None:
+    """Makes the backward pass compute each block's activations again, instead of keeping them.
+
+    Not those of the block behind whose output a diff is injected: it would be computed again outside of `injecting`.
+
+    Raises:
+        ValueError: The model does not support it.
+    """
+    base, injection = oracle.lm.get_base_model(), oracle.config.injection
+    # The second is its name in earlier versions of transformers.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    if injection.kind == "residual":
+        block: Any = decoder_blocks(base)[injection.block]
+        block.gradient_checkpointing = False
 
 
 def _collate_shared(oracle: Oracle, groups: list[list[Example]]) -> Batch:
@@ -121,11 +203,13 @@ def make_optimizer(oracle: Oracle, config: TrainingConfig) -> torch.optim.Optimi
     )
 
 
-def _arguments(oracle: Oracle, config: TrainingConfig, seed: int, folder: str) -> TrainingArguments:
+def _arguments(oracle: Oracle, config: TrainingConfig, seed: int, folder: Path) -> TrainingArguments:
+    use_cpu = oracle.device.type == "cpu"
     arguments = TrainingArguments(
-        output_dir=folder,
+        output_dir=str(folder),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size_of_process(PartialState(cpu=use_cpu).num_processes),
+        gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_steps,
@@ -138,29 +222,8 @@ def _arguments(oracle: Oracle, config: TrainingConfig, seed: int, folder: str) -
         remove_unused_columns=False,
         seed=seed,
         bf16=config.bf16,
-        use_cpu=oracle.device.type == "cpu",
+        use_cpu=use_cpu,
+        ddp_find_unused_parameters=True,  # a batch may leave some out, as with experts
     )
     arguments._n_gpu = 1  # several would be wrapped in DataParallel, whose copies do not know what to inject
     return arguments
-
-
-class _Curve(TrainerCallback):
-    """Measures on the way, and stops a run whose loss is lost."""
-
-    def __init__(self, oracle: Oracle, measure: Callable[[Oracle], dict[str, float]], every: int) -> None:
-        self._oracle, self._measure, self._every = oracle, measure, every
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
-    ) -> None:
-        """Checks the loss."""
-        loss = logs.get("loss", 0.0)
-        if loss != loss or abs(loss) == float("inf"):
-            raise ValueError(f"the loss is {loss} at step {state.global_step}: lower training.learning_rate")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measures every so many steps."""
-        if state.global_step % self._every == 0:
-            self._oracle.eval()
-            state.log_history.append({"step": state.global_step, **self._measure(self._oracle)})
-            self._oracle.train()
