@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from diff_oracle.cli import compose
+from diff_oracle.oracle import storage
 from diff_oracle.train import TrainConfig, run
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +39,10 @@ def test_a_run_leaves_the_oracle_the_scores_and_the_picture(trained: Path) -> No
     keys = {"task", "question", "split", "site_group", "control", "metric", "value", "ci_low", "ci_high", "n", "n_docs"}
     assert all(set(row) == keys for row in rows)
     overall = [r for r in rows if r["site_group"] == "all" and r["question"] == "promoted"]
-    controls = {"shuffled", "random", "none", "text_only", "site_prior"}
-    assert {r["control"] for r in overall} == {"matched"} | controls | {f"matched - {c}" for c in controls}
-    assert len({(r["n"], r["n_docs"]) for r in overall}) == 1  # every control on the same rows
+    controls = {"shuffled", "wrong_site", "same_document", "sign_flipped", "random", "none", "text_only", "site_prior"}
+    assert {"matched"} | controls | {f"matched - {c}" for c in controls} <= {r["control"] for r in overall}
+    partial = ("wrong_site", "same_document")  # asked where there is such a row; all others on the same rows
+    assert len({(r["n"], r["n_docs"]) for r in overall if not r["control"].endswith(partial)}) == 1
     assert all(r["ci_low"] <= r["value"] <= r["ci_high"] and r["split"] == "test" for r in rows)
     about = json.loads((trained / "run" / "run.json").read_text())
     assert about["command"].startswith("python -m diff_oracle.train +task=logit_lens")
@@ -60,7 +62,8 @@ def test_an_oracle_of_another_model_and_a_folder_without_one_are_refused(trained
     content = sidecar.read_text()
     changed = json.loads(content)
     changed["identity"]["weights_hash"] = "0" * 64
-    sidecar.write_text(json.dumps(changed))
+    changed.pop("sha256")
+    sidecar.write_text(json.dumps(changed | {"sha256": storage._digest(changed)}))
     done = command(trained, "diff_oracle.evaluate", "oracle=run", "run_dir=refused")
     sidecar.write_text(content)
     assert done.returncode == 2
