@@ -34,7 +34,7 @@ from diff_oracle.evaluation.metrics import (
     selection_metric,
     selection_scores,
 )
-from diff_oracle.evaluation.report import draw_learning_curve, print_table
+from diff_oracle.evaluation.report import draw_learning_curve, markdown_verdicts, print_table
 from diff_oracle.evaluation.results import to_rows
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
@@ -101,14 +101,19 @@ def run(config: TrainConfig) -> float | None:
     if processes.is_main_process:
         _begin(run_dir, checkpoints, settings, config.training.steps)
     train_rows = dataset.split("train")
+    trained_tasks = [task for task in tasks if task.name not in config.holdout.tasks]
+
+    def measure(oracle: Oracle, num_rows: int) -> dict[str, float]:
+        return selection_scores(oracle, dataset, trained_tasks, num_rows, asked.batch_size, config.seed, config.holdout)
+
     history = train_oracle(
         oracle.to(device),
         train_rows.where(config.holdout.trained(train_rows.sites)),
-        tasks,
+        trained_tasks,
         config.training,
         config.mixture,
         config.seed,
-        lambda o: selection_scores(o, dataset, tasks, asked.curve_rows, asked.batch_size, config.seed, config.holdout),
+        lambda oracle: measure(oracle, asked.curve_rows),
         selection_metric,
         run_dir,
     )
@@ -122,12 +127,11 @@ def run(config: TrainConfig) -> float | None:
     oracle.save(run_dir / "oracle")
     draw_learning_curve(history, run_dir / "learning_curve.png")
     trained = time.monotonic()
-    selection = selection_scores(
-        oracle, dataset, tasks, asked.selection_rows, asked.batch_size, config.seed, config.holdout
-    )
+    selection = measure(oracle, asked.selection_rows)
     (run_dir / "select.json").write_text(json.dumps({"history": history, "final": selection}, indent=2) + "\n")
     rows = to_rows(Evaluator(oracle, dataset, tasks, asked, config.seed, config.holdout).evaluate("test"))
     (run_dir / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
+    oracle.save(run_dir / "oracle", scores=markdown_verdicts(rows))  # again, now that its card can say what it can do
     seconds = {"build": built - started, "train": trained - built, "evaluate": time.monotonic() - trained}
     about = provenance(device) | {"seconds": seconds, "dataset": str(dataset_dir.resolve()), "config": asdict(config)}
     (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")

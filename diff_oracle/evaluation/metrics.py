@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from diff_oracle.evaluation.controls import (
     RowDrawer,
     control_prompts,
 )
+from diff_oracle.evaluation.probe import LinearProbe
 from diff_oracle.evaluation.results import Result, summarise
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
@@ -49,7 +50,7 @@ class EvaluationConfig:
     """Bootstrap resamples of the documents."""
     probe_rows: int = 20000
     """Training rows that the linear probe is fitted on at most."""
-    controls: list[str] = field(default_factory=lambda: [*CONTROLS[:8], "site_prior"])
+    controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     """Controls to ask; `matched` is always asked."""
 
     def __post_init__(self) -> None:
@@ -127,17 +128,15 @@ class Evaluator:
                 answers[i] = text
         return _score(task, questions, answers, self._oracle)
 
-    def _probe(self, task: Task, kind: str) -> Any:
+    def _probe(self, task: Task, kind: str) -> LinearProbe:
         """Fitted on rows that training may see."""
-        from diff_oracle.evaluation.probe import LinearProbe
-
         rows = []
         for split, most in (("train", self._config.probe_rows), ("select", self._config.selection_rows)):
             records = self._dataset.split(cast(Split, split))
             trained = np.flatnonzero(self._holdout.trained(records.sites))
             order = keyed_rng(self._seed, "probe rows", split).permutation(trained)
             rows.append(records.take(np.sort(order[:most])))
-        return LinearProbe.fit(task, kind, *rows)
+        return LinearProbe.fit(task, kind, *rows, vocabulary=self._oracle.vocabulary, seed=self._seed)
 
 
 def selection_scores(
