@@ -37,8 +37,8 @@ def test_every_kind_is_asked_of_rows_that_have_an_answer(caplog: pytest.LogCaptu
     sinks = make_rows([sink, mlp] * 4, "attention", per_document=2)
     assert [kind for _, kind, *_ in asked_rows(sinks, [task], 20, seed=0)] == ["attended"]
     assert "no row can be asked attention/choice: it is left out" in caplog.text
-    with pytest.raises(ValueError, match="none of 4 rows can be asked about attention"):
-        next(asked_rows(make_rows([mlp] * 4, "attention"), [task], 20, seed=0))
+    with pytest.raises(ValueError, match="none of 8 rows can be asked about attention"):
+        next(asked_rows(make_rows([mlp] * 8, "attention"), [task], 20, seed=0))
 
 
 @pytest.mark.parametrize("name", ["num_rows", "curve_rows", "selection_rows", "batch_size", "resamples", "probe_rows"])

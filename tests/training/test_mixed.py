@@ -93,14 +93,14 @@ def test_rows_without_a_label_are_never_drawn(records: RecordSet) -> None:
 
 
 def test_lists_come_first_where_a_row_has_one(records: RecordSet) -> None:
-    groups = examples_of(records, *TASKS, length=400, lists=0.5, one=0.25)
+    groups = examples_of(records, *TASKS, length=640, lists=0.5, one=0.25)
     opens = {name: task.open_kinds for name, (task, _) in TASKS.items()}
-    for task, kind, _ in (question for group in groups[:100] for question in group):
+    for task, kind, _ in (question for group in groups[:160] for question in group):
         assert kind == opens[task][0]
-    assert {kind for group in groups[:200] for _, kind, _ in group} == {
+    assert {kind for group in groups[:320] for _, kind, _ in group} == {
         kind for kinds in opens.values() for kind in kinds
     }
-    assert {kind for group in groups[200:] for _, kind, _ in group} == {
+    assert {kind for group in groups[320:] for _, kind, _ in group} == {
         kind for kinds in TASKS.values() for kind in kinds[0].kinds
     }
     # No token of this row has its share: only the distance can be asked.
