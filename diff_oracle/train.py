@@ -3,9 +3,12 @@
     python -m diff_oracle.train +task=logit_lens
     python -m diff_oracle.train '+task=[logit_lens,attention,layer_skip]'
     python -m diff_oracle.train -m +task=logit_lens training.learning_rate=2e-3,4e-3
+    python -m diff_oracle.train +task=logit_lens run_dir=runs/mine           # killed? the same command again goes on
+    accelerate launch --multi_gpu --num_processes 2 -m diff_oracle.train +task=logit_lens    # GPUs, or without one CPUs
 
 Builds the dataset if it is missing. Into the run directory go the oracle, `eval.json` (split `test`, every control),
-`select.json` and `learning_curve.png` (split `select`), and `run.json` (config, command, commit, machine, seconds).
+`select.json` and `learning_curve.png` (split `select`), `run.json` (config, command, commit, machine, seconds), what
+tensorboard reads, and `checkpoints/` until all that is written.
 A sweep's job returns matched − shuffled on split `select`.
 """
 
@@ -133,7 +136,12 @@ def run(config: TrainConfig) -> float | None:
     (run_dir / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
     oracle.save(run_dir / "oracle", scores=markdown_verdicts(rows))  # again, now that its card can say what it can do
     seconds = {"build": built - started, "train": trained - built, "evaluate": time.monotonic() - trained}
-    about = provenance(device) | {"seconds": seconds, "dataset": str(dataset_dir.resolve()), "config": asdict(config)}
+    about = provenance(device) | {
+        "processes": processes.num_processes,
+        "seconds": seconds,
+        "dataset": str(dataset_dir.resolve()),
+        "config": asdict(config),
+    }
     (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
     checkpoints.delete()
     print_table(rows)

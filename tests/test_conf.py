@@ -12,7 +12,7 @@ from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("model", "corpus", "sites", "injection", "input", "map")
+GROUPS = ("model", "corpus", "sites", "injection", "input", "map", "lora")
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 CHOICES += [
     f"+{group}={file.stem}" for group in ("experiment", "debug") for file in sorted((CONF / group).glob("*.yaml"))

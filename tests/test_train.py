@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diff_oracle import train
 from diff_oracle.cli import compose
 from diff_oracle.oracle import storage
 from diff_oracle.train import TrainConfig, run
@@ -111,6 +112,18 @@ def test_a_training_with_other_settings_is_refused_before_the_dataset_is_built(t
     with pytest.raises(ValueError, match="holds an unfinished training with other settings: .*seed 1 .now 0."):
         run(compose("train", TrainConfig, ["+task=logit_lens", *places]))
     assert not (tmp_path / "data").exists() and unfinished.exists()
+
+
+def test_accelerate_that_started_one_process_of_several_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = compose("train", TrainConfig, ["+task=logit_lens", "device=cpu"])
+    train._join_processes(config)
+    assert not caplog.records
+    for name, value in (("MASTER_PORT", "29500"), ("ACCELERATE_MIXED_PRECISION", "no")):  # what it leaves behind
+        monkeypatch.setenv(name, value)
+    train._join_processes(config)
+    assert "on CPUs, several want `--multi_gpu`" in caplog.text
 
 
 @pytest.mark.slow

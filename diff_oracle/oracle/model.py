@@ -77,7 +77,7 @@ class Oracle(nn.Module):
         window = getattr(self.lm.get_base_model().config.get_text_config(), "sliding_window", None)
         return float("inf") if window is None else float(window)
 
-    def forward(self, num_items_in_batch: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
+    def forward(self, num_items_in_batch: Float[Tensor, ""] | None = None, **batch: Any) -> dict[str, Tensor]:
         """Mean cross-entropy of the answers; logits are computed only where a label stands.
 
         Args:

@@ -71,7 +71,7 @@ def test_a_killed_training_ends_as_a_whole_one(whole: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_as_a_whole_one(whole: Path, tmp_path: Path) -> None:
-    for step in (1, 3, -4, 6, 5, -8, 9, 12, -12):
+    for step in (1, -4, 3, 5, 6, -8, 9, 12, -12):
         kill(start(tmp_path / "run", step))
     live(tmp_path / "run", SETTINGS)
     assert_same(tmp_path / "run", whole)
