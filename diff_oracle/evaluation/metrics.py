@@ -49,7 +49,7 @@ class EvaluationConfig:
     resamples: int = 2000
     """Bootstrap resamples of the documents."""
     probe_rows: int = 20000
-    """Training rows that the linear probe is fitted on at most."""
+    """Training rows that the linear probe is fitted on at most; a tenth as many of `select` choose its penalties."""
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     """Controls to ask; `matched` is always asked."""
 
@@ -79,6 +79,7 @@ class Evaluator:
     ) -> None:
         self._oracle, self._dataset, self._tasks = oracle, dataset, tasks
         self._config, self._seed, self._holdout = config, seed, holdout or HoldoutConfig()
+        self._askable: dict[tuple[str, str], Bool[np.ndarray, "row kind"]] = {}
 
     def evaluate(self, split: Split) -> list[Result]:
         """Scores by task, kind and site group: each control's, and matched − control, with intervals."""
@@ -107,7 +108,8 @@ class Evaluator:
         elif control == RECENCY:
             answers = [task.recency_answer(record, q) for record, q in zip(records, questions, strict=True)]
         elif control == LINEAR_PROBE:
-            answers = self._probe(task, kind).answers(records, questions)
+            probe = self._probe(task, kind)
+            answers = [None] * len(records) if probe is None else probe.answers(records, questions)
         else:
             return self._oracle_scores(control, task, rows, questions)
         show = self._oracle.vocabulary.show
@@ -128,14 +130,19 @@ class Evaluator:
                 answers[i] = text
         return _score(task, questions, answers, self._oracle)
 
-    def _probe(self, task: Task, kind: str) -> LinearProbe:
-        """Fitted on rows that training may see."""
+    def _probe(self, task: Task, kind: str) -> LinearProbe | None:
+        """Fitted on rows that training may see; None where none of them can be asked."""
         rows = []
-        for split, most in (("train", self._config.probe_rows), ("select", self._config.selection_rows)):
+        for split, most in (("train", self._config.probe_rows), ("select", self._config.probe_rows // 10)):
             records = self._dataset.split(cast(Split, split))
-            trained = np.flatnonzero(self._holdout.trained(records.sites))
-            order = keyed_rng(self._seed, "probe rows", split).permutation(trained)
-            rows.append(records.take(np.sort(order[:most])))
+            if (task.name, split) not in self._askable:
+                trained = self._holdout.trained(records.sites)
+                self._askable[task.name, split] = task.askable(records) & trained[:, None]
+            possible = np.flatnonzero(self._askable[task.name, split][:, list(task.kinds).index(kind)])
+            rows.append(records.take(keyed_rng(self._seed, "probe rows", split).permutation(possible)[:most]))
+        if not all(rows):
+            logger.warning("no linear probe of %s/%s: too few rows can be asked", task.name, kind)
+            return None
         return LinearProbe.fit(task, kind, *rows, vocabulary=self._oracle.vocabulary, seed=self._seed)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diff_oracle.evaluation.controls import CONTROLS
 from diff_oracle.evaluation.metrics import EvaluationConfig, Evaluator, selection_metric, selection_scores
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
@@ -138,7 +139,9 @@ def test_all_tasks_train_and_are_evaluated() -> None:
     controls = ("matched", "shuffled")
     assert set(measured) == {f"select/{task}/{kind}/{control}" for task, kind in kinds for control in controls}
     assert np.isfinite(selection_metric(measured))
-    asked = EvaluationConfig(num_rows=6, batch_size=32, resamples=20, controls=["site_prior"])
+    asked = EvaluationConfig(num_rows=6, batch_size=32, resamples=20)
     results = Evaluator(oracle, dataset, tasks, asked, 0).evaluate("test")
     assert {(r.task, r.question) for r in results if "held-out" not in r.question} == kinds
-    assert {r.control for r in results if " - " not in r.control} == {"matched", "site_prior"}
+    asked_controls = {r.control for r in results if " - " not in r.control}
+    assert asked_controls >= set(CONTROLS) - {"wrong_site", "same_document"}  # made-up rows share no context
+    assert {r.task for r in results if r.control == "recency"} == {"attention"}
