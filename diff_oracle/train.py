@@ -34,6 +34,7 @@ from diff_oracle.evaluation.metrics import (
     EvaluationConfig,
     Evaluator,
     asked_rows,
+    mean_score,
     selection_metric,
     selection_scores,
 )
@@ -117,7 +118,7 @@ def run(config: TrainConfig) -> float | None:
         config.mixture,
         config.seed,
         lambda oracle: measure(oracle, asked.curve_rows),
-        selection_metric,
+        mean_score,
         run_dir,
     )
     processes.wait_for_everyone()

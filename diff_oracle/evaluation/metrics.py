@@ -210,6 +210,14 @@ def selection_metric(scores: dict[str, float]) -> float:
     return float(np.mean(matched) - np.mean(shuffled))
 
 
+def mean_score(scores: dict[str, float]) -> float:
+    """What decides which state of a training is kept: the mean score of the right diffs, over tasks and kinds.
+
+    Not the gap to `shuffled`, which is noisier, and blind to what a site always does until it is learned.
+    """
+    return float(np.mean([value for name, value in scores.items() if name.endswith(f"/{MATCHED}")]))
+
+
 def answer(oracle: Oracle, prompts: Sequence[Prompt], questions: Sequence[Question], batch_size: int) -> list[str]:
     """Answers in canonical form: by the choices' logits where there are choices, else generated."""
     if questions[0].choices:

@@ -120,7 +120,7 @@ def train_oracle(
         ValueError: The loss or a weight is not finite, or the batch cannot be split evenly over the processes.
     """
     dataset = ExampleDataset(records, tasks, oracle.prompts, mixture, config.steps, config.batch_size, seed)
-    collate = _collate_shared if _reads_apart(oracle, dataset[len(dataset) - 1]) else _collate_apart
+    collate = collate_shared if reads_apart(oracle, dataset[len(dataset) - 1]) else collate_apart
     if config.gradient_checkpointing:
         checkpoint_activations(oracle)
     with TemporaryDirectory() as scratch:
@@ -162,22 +162,22 @@ def checkpoint_activations(oracle: Oracle) -> None:
         block.gradient_checkpointing = False
 
 
-def _collate_shared(oracle: Oracle, groups: list[list[Example]]) -> Batch:
+def collate_shared(oracle: Oracle, groups: list[list[Example]]) -> Batch:
     """A row a diff; a row a question where one is longer than a sliding window."""
     longest = max(len(e.prompt.ids) + len(e.answer_ids) for group in groups for e in group)
     if longest >= oracle.sliding_window:
-        return _collate_apart(oracle, groups)
+        return collate_apart(oracle, groups)
     return oracle.prompts.collate_shared([[(e.prompt, e.answer_ids) for e in group] for group in groups])
 
 
-def _collate_apart(oracle: Oracle, groups: list[list[Example]]) -> Batch:
+def collate_apart(oracle: Oracle, groups: list[list[Example]]) -> Batch:
     """A row a question."""
     examples = [e for group in groups for e in group]
     return oracle.prompts.collate([e.prompt for e in examples], [e.answer_ids for e in examples])
 
 
 @torch.no_grad()
-def _reads_apart(oracle: Oracle, group: list[Example]) -> bool:
+def reads_apart(oracle: Oracle, group: list[Example]) -> bool:
     """Whether the model reads the questions of a row each as if it stood there alone.
 
     Recurrent layers do not, and models that make their own masks cannot be told to.
@@ -186,7 +186,7 @@ def _reads_apart(oracle: Oracle, group: list[Example]) -> bool:
         return False
     shared, apart = (
         oracle(**{name: value.to(oracle.device) for name, value in collate(oracle, [group]).items()})["loss"]  # type: ignore[attr-defined]
-        for collate in (_collate_shared, _collate_apart)
+        for collate in (collate_shared, collate_apart)
     )
     return bool(torch.isclose(shared, apart, rtol=1e-2))
 

@@ -6,6 +6,7 @@ import pytest
 from diff_oracle.evaluation.metrics import (
     EvaluationConfig,
     asked_rows,
+    mean_score,
     selection_metric,
 )
 from diff_oracle.tasks.attention import Attention
@@ -15,6 +16,7 @@ from tests.tasks.made import VOCABULARY, attention, make_record, make_rows
 def test_the_selection_metric_is_the_mean_gap_to_shuffled() -> None:
     scores = {"select/t/a/matched": 0.9, "select/t/a/shuffled": 0.5, "select/t/b/matched": 0.4}
     assert selection_metric({**scores, "select/t/b/shuffled": 0.4}) == pytest.approx(0.2)
+    assert mean_score({**scores, "select/t/b/shuffled": 0.4}) == pytest.approx(0.65)
 
 
 def test_every_kind_is_asked_of_rows_that_have_an_answer(caplog: pytest.LogCaptureFixture) -> None:

@@ -89,19 +89,19 @@ def test_questions_share_rows_only_where_they_are_read_apart(monkeypatch: pytest
 
     for architecture, dimensions in (("llama", 4), ("gemma3", 2)):  # the latter with a window of 8
         oracle = random_oracle(architecture)
-        assert sft._collate_shared(oracle, [group(oracle)])["attention_mask"].ndim == dimensions
+        assert sft.collate_shared(oracle, [group(oracle)])["attention_mask"].ndim == dimensions
     oracle = random_oracle("llama")
-    assert sft._reads_apart(oracle, group(oracle))
+    assert sft.reads_apart(oracle, group(oracle))
 
     def leak(module: nn.Module, args: object, output: Tensor) -> Tensor:
         return output + output.cumsum(1)  # as a recurrent layer would
 
     hook = decoder_blocks(oracle.lm.get_base_model())[0].register_forward_hook(leak)
-    assert not sft._reads_apart(oracle, group(oracle))
+    assert not sft.reads_apart(oracle, group(oracle))
     hook.remove()
-    assert sft._reads_apart(oracle, group(oracle))
+    assert sft.reads_apart(oracle, group(oracle))
     monkeypatch.setattr(oracle.lm.get_base_model(), "_supports_attention_backend", False)
-    assert not sft._reads_apart(oracle, group(oracle))
+    assert not sft.reads_apart(oracle, group(oracle))
 
 
 def test_the_check_has_several_questions_though_training_begins_with_one(
@@ -113,7 +113,7 @@ def test_the_check_has_several_questions_though_training_begins_with_one(
         checked.append(len(group))
         return True
 
-    monkeypatch.setattr(sft, "_reads_apart", remember)
+    monkeypatch.setattr(sft, "reads_apart", remember)
     config = TrainingConfig(steps=2, batch_size=2, evaluations=1)
     mixture = MixtureConfig(one_list_first=0.5, lists_first=0.5)
     train_oracle(fresh_oracle(), *data, config, mixture, 0, measure=lambda oracle: {})
