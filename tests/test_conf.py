@@ -22,7 +22,7 @@ CHOICES += [
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     config = compose("train", TrainConfig, ["+task=logit_lens", choice])
-    assert set(config.tasks) == {"logit_lens"}
+    assert set(config.tasks) == (set(TASKS) if choice == "+experiment=three_tasks" else {"logit_lens"})
     group, _, name = choice.partition("=")
     chosen = {
         "corpus": config.corpus.name,
