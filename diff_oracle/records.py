@@ -255,6 +255,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         itemgetter("name", "weights_hash", "tokenizer_hash")(manifest["subject"])
         for part in manifest["parts"]:
             itemgetter("file", "sha256")(part)
+        theirs = manifest["conventions"]
+        if other := [name for name in {**CONVENTIONS, **theirs} if theirs.get(name) != CONVENTIONS.get(name)]:
+            raise ValueError(
+                f"{path} was built with another convention for {other[0]}: {theirs.get(other[0])!r}, but this version "
+                f"means {CONVENTIONS.get(other[0])!r}: build it again"
+            )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}: {error}): delete {path} and build it again"

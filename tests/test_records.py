@@ -67,6 +67,16 @@ def test_a_missing_part_a_missing_manifest_and_another_schema_are_refused(tmp_pa
         open_toy(path)
 
 
+@pytest.mark.parametrize("change", [{"layer": "counted from 1"}, {"steering": "none"}])
+def test_other_conventions_are_refused(tmp_path: Path, change: dict[str, str]) -> None:
+    path = write_toy(tmp_path / "toy")
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["conventions"] |= change
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"built with another convention for {next(iter(change))}: .*: build it again"):
+        open_toy(path)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
