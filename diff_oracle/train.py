@@ -98,7 +98,8 @@ def run(config: TrainConfig) -> float | None:
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)
     for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
-        list(asked_rows(dataset.split(split), tasks, 1, config.seed))
+        asked_of = dataset.split(split)
+        list(asked_rows(asked_of, tasks, 1, config.seed, config.holdout.trained(asked_of.sites)))
     settings["dataset"] = dataset_dir.name
     checkpoints.refuse_others(settings)
     processes.wait_for_everyone()

@@ -90,13 +90,16 @@ def test_a_sweep_is_one_table_of_gaps(root: Path) -> None:
         (folder / "run.json").write_text(json.dumps(about))
         rows = [row("matched", value), row("shuffled", 0.1), row("matched - shuffled", value - 0.1)]
         rows.append(row("matched", value) | {"site_group": "heads"})
+        for name, score in (("matched", value), ("shuffled", 0.2), ("matched - shuffled", value - 0.2)):
+            rows.append(row(name, score) | {"site_group": "held-out heads"})
+            rows.append(row(name, score) | {"question": "promoted, held-out task", "site_group": "heads"})
         (folder / "eval.json").write_text(json.dumps(rows))
     results.save_sweep(sweep, "steps")
     saved = json.loads((root / "results" / "steps.json").read_text())
-    assert [len(run["eval"]) for run in saved["runs"]] == [3, 3]
+    assert [len(run["eval"]) for run in saved["runs"]] == [6, 6]
     readme = results.update_readme("<!-- results/steps.json -->\n<!-- end -->")
-    assert "| steps | train (s) | logit_lens: promoted |" in readme
-    assert "| 200 | 61 | 0.400 [0.100, 0.900] |" in readme
+    assert "| steps | train (s) | logit_lens: promoted | logit_lens: promoted, held-out heads |" in readme
+    assert "| 200 | 61 | 0.400 [0.100, 0.900] | 0.300 [0.100, 0.900] |" in readme
     (sweep / "2").mkdir()
     with pytest.raises(ValueError, match="job 2 failed"):
         results.save_sweep(sweep, "steps")

@@ -71,8 +71,10 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """What differs between runs, in settings and in scores; all sites together, no held-out wordings."""
-    asked = [{_label(part): part for part in judged(split_parts(run.rows)) if not part.held_out} for run in runs]
+    """What differs between runs, in settings and in scores; all sites together and held-out ones, no new wordings."""
+    asked = [
+        {_label(part): part for part in judged(split_parts(run.rows)) if "wording" not in part.question} for run in runs
+    ]
     questions = dict.fromkeys(name for parts in asked for name in parts)
     seconds = [run.about.get("seconds", {}).get("train") for run in runs]
     return Comparison(

@@ -52,7 +52,8 @@ def print_table(rows: Sequence[Row]) -> None:
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """The table for a terminal; a rule between questions, what repeats is left blank."""
-    table = Table(title=f"split {rows[0]['split']}: overlap of lists, accuracy of choices")
+    split = rows[0]["split"] if rows else "without rows"
+    table = Table(title=f"split {split}: overlap of lists, accuracy of choices")
     for name in HEADER:
         table.add_column(name)
     previous: tuple[str, ...] = ("", "")

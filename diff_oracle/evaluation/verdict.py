@@ -105,4 +105,5 @@ def split_parts(rows: Sequence[Row]) -> list[Part]:
 
 def judged(parts: Sequence[Part]) -> list[Part]:
     """Those that a verdict is given on: all sites together, and sites held out of training; `matched` was asked."""
-    return [part for part in parts if (part.overall or part.held_out) and MATCHED in part.scores]
+    shown = [part for part in parts if part.overall or "held-out" in part.site_group]
+    return [part for part in shown if MATCHED in part.scores]

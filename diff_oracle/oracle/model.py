@@ -180,6 +180,7 @@ class Oracle(nn.Module):
             scores: A table in Markdown, for the card.
 
         Raises:
+            ValueError: Something that is no oracle stands there.
             OSError: The disk is full; nothing is left behind.
         """
         path = None if self.base.path is None else str(Path(self.base.path).expanduser().resolve())

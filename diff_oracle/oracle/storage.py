@@ -69,8 +69,13 @@ def write_oracle(
         scores: A table in Markdown, for the card.
 
     Raises:
+        ValueError: Something that is no oracle stands there.
         OSError: The disk is full; nothing is left behind.
     """
+    if folder.exists() and not (folder / SIDECAR).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} holds something that is no oracle, which saving would delete: choose another folder"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
         partial = Path(scratch) / folder.name

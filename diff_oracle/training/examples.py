@@ -125,7 +125,8 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
             lists = askable & (self._is_first_list if index < self._num_one else self._is_list)
             askable, weights = lists if lists.any() else askable, (weights > 0).astype(float)
         weights = np.where(askable, weights, 0.0)
-        sign, flipped = 1, self._mixture.flipped
+        # An oracle of text sees no sign: asked about −diff, it would learn the opposite of what it learns elsewhere.
+        sign, flipped = 1, self._mixture.flipped if self._prompts.num_inputs else 0.0
         if has_diff and flipped:
             sign = -1 if rng.random() < flipped * weights[self._signed].sum() / weights.sum() else 1
             weights = weights * np.where(self._signed, flipped if sign < 0 else 1 - flipped, float(sign > 0))

@@ -72,6 +72,17 @@ def test_a_sidecar_edited_by_hand_is_refused(
     Oracle.from_pretrained(tmp_path / "oracle")
 
 
+def test_only_an_oracle_is_replaced(make_oracle: Callable[..., Oracle], tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("one")
+    oracle = make_oracle()
+    with pytest.raises(ValueError, match="holds something that is no oracle"):
+        oracle.save(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "one"
+    for _ in range(2):
+        oracle.save(tmp_path / "oracle")
+
+
 def test_an_adapter_of_another_oracle_is_refused(make_oracle: Callable[..., Oracle], tmp_path: Path) -> None:
     make_oracle().save(tmp_path / "one")
     make_oracle(disturb=False).save(tmp_path / "other")

@@ -110,6 +110,15 @@ def test_lists_come_first_where_a_row_has_one(records: RecordSet) -> None:
     assert {kind for group in lists for _, kind, _ in group} == {"distance"}
 
 
+def test_an_oracle_of_text_is_never_asked_about_flipped_diffs(records: RecordSet) -> None:
+    prompts = PromptBuilder(VOCABULARY, PromptConfig(), InjectionConfig(input="text"), len(records[0].diff))
+    mixture = MixtureConfig(lists_first=1.0, one_list_first=1.0)  # promoted alone
+    examples = ExampleDataset(records, fitted(records, "logit_lens"), prompts, mixture, 30, 16, 0)
+    upright = {tuple(records[i].labels["promoted_ids"][:3].tolist()) for i in range(len(records))}
+    for group in (examples[i] for i in range(480)):
+        assert tuple(t for t in group[0].answer_ids if t not in VOCABULARY.newline) in upright
+
+
 def test_without_a_diff_tasks_are_asked_by_their_shares(records: RecordSet) -> None:
     groups = examples_of(records, "logit_lens", "layer_skip", length=900, text=0.999)
     kinds = Counter(kind for group in groups for _, kind, diff in group if diff is None)
