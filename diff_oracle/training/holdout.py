@@ -13,7 +13,10 @@ from diff_oracle.subject.sites import DiffSite
 
 @dataclass
 class HoldoutConfig:
-    """What is left out of training; the dataset holds it, and evaluation asks about it in lines of its own."""
+    """What is left out of training; the dataset holds it, and evaluation asks about it in lines of its own.
+
+    What the tasks know of a site's habits, for drawing fair pairs and for `site_prior`, they know of these sites too.
+    """
 
     tasks: list[str] = field(default_factory=list)
     """Whole tasks: measured and asked, but never trained."""

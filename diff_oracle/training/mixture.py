@@ -13,9 +13,10 @@ class MixtureConfig:
     """What training asks."""
 
     tasks: dict[str, float] = field(default_factory=dict)
-    """Weight of each task; 1 where it is not named. 0: it is measured and evaluated, but never trained."""
+    """Weight of each task behind the lists; 1 where it is not named. `holdout.tasks` leaves one out."""
     kinds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Weights of a task's kinds of question, 0 where they are not named; a task that is not named has its own."""
+    """Weights of a task's kinds of question, 0 where they are not named; a task that is not named has its own. While
+    lists come first, every list with a weight is asked as often."""
     questions_per_diff: int = 3
     """Questions about each diff, of different kinds; they share the row, so that the diff is read once."""
     lists_first: float = 0.6
