@@ -32,6 +32,7 @@ from diff_oracle.tasks.usual import (
     Usual,
     best_constant,
     draw_wording,
+    pair_phrasings,
     pair_prior,
     pair_question,
     score_list,
@@ -42,20 +43,14 @@ ONLY_SINK = "only the sink"
 # but where the chance is cut to 1, pairs that the text tells come too often.
 PAIRS_ASKED = 4.0
 
-# {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
+# Short: every word of a question is paid for at every training step. {0} and {1} stand for tokens, set in quotes.
+ATTENDED: dict[Phrasing, tuple[str, ...]] = {
+    "seen": ("Attends to?", "Looks at?", "Reads what?", "Tokens attended to?", "Tokens read?"),
+    "heldout": ("Attended tokens?", "What is looked at?"),
+}
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
-    "attended": {
-        "seen": ("Attends to?", "Looks at?", "Reads what?", "Tokens attended to?", "Tokens read?"),
-        "heldout": ("Attended tokens?", "What is looked at?"),
-    },
-    "yes_no": {
-        "seen": ('Attends to "{0}" or no?', 'Looks at "{0}" or no?', 'Reads "{0}" or no?'),
-        "heldout": ('Attended to: "{0}" or no?',),
-    },
-    "choice": {
-        "seen": ('Attends to "{0}" or "{1}"?', 'Looks at "{0}" or "{1}"?', 'Reads "{0}" or "{1}"?'),
-        "heldout": ('Attended to: "{0}" or "{1}"?',),
-    },
+    "attended": ATTENDED,
+    **pair_phrasings(ATTENDED),
     "distance": {
         "seen": ("How far back?", "Looks how far back?", "Distance attended to?"),
         "heldout": ("Reads from how far back?",),

@@ -29,6 +29,7 @@ from diff_oracle.tasks.usual import (
     draw_pair,
     draw_wording,
     fill,
+    pair_phrasings,
     pair_prior,
     pair_question,
     score_list,
@@ -38,23 +39,21 @@ NO_CHANGE, SAME = "no change", "same"
 SIZES = ("small", "medium", "large")
 MARKS = {"gained": "", "lost": MINUS}
 
-# {0} stands for a token, set in quotes. Short: every word of a question is paid for at every training step.
+# Short: every word of a question is paid for at every training step. {0} stands for a token, set in quotes.
+GAINED: dict[Phrasing, tuple[str, ...]] = {
+    "seen": ("If skipped, more likely?", "Skipped: what gains?", "Without it, more likely?", "Skipped: gains?"),
+    "heldout": ("Without it, what gains?", "If skipped, what rises?"),
+}
 PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
-    "gained": {
-        "seen": ("If skipped, more likely?", "Skipped: what gains?", "Without it, more likely?", "Skipped: gains?"),
-        "heldout": ("Without it, what gains?", "If skipped, what rises?"),
-    },
+    "gained": GAINED,
     "lost": {
         "seen": ("If skipped, less likely?", "Skipped: what loses?", "Without it, less likely?", "Skipped: losses?"),
         "heldout": ("Without it, what loses?", "If skipped, what falls?"),
     },
-    "yes_no": {
-        "seen": ('If skipped, gains "{0}" or no?', 'Without it, more likely: "{0}" or no?', 'Skipped: "{0}" or no?'),
-        "heldout": ('If skipped, more likely: "{0}" or no?',),
-    },
+    "yes_no": pair_phrasings(GAINED)["yes_no"],
     "top": {
-        "seen": ('If skipped, first: "{0}" or same?', 'Without it, on top: "{0}" or same?', 'Top: "{0}" or same?'),
-        "heldout": ('If skipped, on top: "{0}" or same?',),
+        "seen": ('"{0}" or same. If skipped, first?', '"{0}" or same. Without it, on top?', '"{0}" or same. Top?'),
+        "heldout": ('"{0}" or same. If skipped, on top?',),
     },
     "size": {
         "seen": ("If skipped, how much changes?", "Skipped: how large a change?", "Size of the change?"),

@@ -21,12 +21,12 @@ from jaxtyping import Bool
 from diff_oracle.records import Record, RecordSet
 from diff_oracle.tasks.base import Phrasing, Question, check_kind, label, label_column
 from diff_oracle.tasks.text import MINUS, Text, Vocabulary, parse_token_list, token_list
-from diff_oracle.tasks.usual import NO, Usual, draw_pair, draw_wording, pair_prior, pair_question
+from diff_oracle.tasks.usual import NO, Usual, draw_pair, draw_wording, pair_phrasings, pair_prior, pair_question
 
 End = Literal["promoted", "suppressed"]
 
-# {0} and {1} stand for tokens, set in quotes. Short: every word of a question is paid for at every training step.
-PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
+# Short: every word of a question is paid for at every training step. {0} and {1} stand for tokens, set in quotes.
+LISTS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
     "promoted": {
         "seen": ("Raises?", "More likely?", "Adds what?", "Tokens added?", "Tokens raised?", "What is more likely?"),
         "heldout": ("Raised tokens?", "What is raised?"),
@@ -42,15 +42,8 @@ PHRASINGS: dict[str, dict[Phrasing, tuple[str, ...]]] = {
         ),
         "heldout": ("Lowered tokens?", "What is lowered?"),
     },
-    "yes_no": {
-        "seen": ('Raises "{0}" or no?', 'More added: "{0}" or no?', '"{0}" or no?'),
-        "heldout": ('Raised more: "{0}" or no?',),
-    },
-    "choice": {
-        "seen": ('Raises "{0}" or "{1}"?', 'More added: "{0}" or "{1}"?', '"{0}" or "{1}"?'),
-        "heldout": ('Raised more: "{0}" or "{1}"?',),
-    },
 }
+PHRASINGS = LISTS | pair_phrasings(LISTS["promoted"])
 
 
 # What stands before each token of a list. The minus says which end of the diff is named, so that the token behind it

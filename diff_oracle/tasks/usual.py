@@ -7,7 +7,7 @@ how often the site's training rows hold them, so that this alone does not tell w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +103,18 @@ def draw_pair(
         return None
     drawn = rng.choice(right, p=first / first.sum())
     return int(drawn), int(rng.choice(usual.tokens, p=second / second.sum()))
+
+
+def pair_phrasings(lists: Mapping[Phrasing, tuple[str, ...]]) -> dict[str, dict[Phrasing, tuple[str, ...]]]:
+    """The wordings of `yes_no` and `choice`: what there is to choose from, and then the words that ask for a list.
+
+    So both end as the list's question does, and what has learned to name a list's tokens answers here too.
+    """
+    offers = {"yes_no": f'"{{0}}" or {NO}.', "choice": '"{0}" or "{1}".'}
+    return {
+        kind: {phrasing: tuple(f"{offer} {words}" for words in wordings) for phrasing, wordings in lists.items()}
+        for kind, offer in offers.items()
+    }
 
 
 def pair_question(
