@@ -24,6 +24,7 @@ from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import Record, RecordSet
 from diff_oracle.tasks.attention_label import DISTANCES, Reader, Reading, token_shares
 from diff_oracle.tasks.base import Phrasing, Question, check_askable, check_kind, label, label_rows
+from diff_oracle.tasks.claims import ONLY_SINK
 from diff_oracle.tasks.propensity import Propensity
 from diff_oracle.tasks.recency import Recency, distances
 from diff_oracle.tasks.text import Text, Vocabulary, token_list
@@ -38,7 +39,6 @@ from diff_oracle.tasks.usual import (
     score_list,
 )
 
-ONLY_SINK = "only the sink"
 # A row's chance to be asked for a pair is this many times the mean weight of its pairs. A larger number asks more rows,
 # but where the chance is cut to 1, pairs that the text tells come too often.
 PAIRS_ASKED = 4.0
@@ -126,8 +126,7 @@ class Attention:
         Raises:
             ValueError: No row has a label.
         """
-        allowed, (no_id,) = vocabulary.allowed.cpu().numpy(), vocabulary.encode((NO,))
-        self._read = Reader(self.config.min_share, self.config.sink_only, allowed, no_id)
+        self._read = self._reader(vocabulary)
         sites: list[str] = []
         rows: list[tuple[Reading, list[int]]] = []
         contexts = (context.tolist() for context in records.column("token_ids"))
@@ -146,6 +145,10 @@ class Attention:
         for site, row in zip(sites, rows, strict=True):
             parts[site].append(row)
         self.habits = {site: self._habit(part) for site, part in parts.items()}
+
+    def _reader(self, vocabulary: Vocabulary) -> Reader:
+        allowed, (no_id,) = vocabulary.allowed.cpu().numpy(), vocabulary.encode((NO,))
+        return Reader(self.config.min_share, self.config.sink_only, allowed, no_id)
 
     def _habit(self, rows: Sequence[tuple[Reading, list[int]]]) -> Habit:
         asked, readings = self.config.num_asked, [reading for reading, _ in rows]
@@ -224,17 +227,35 @@ class Attention:
         check_kind(kind, self.kinds)
         check_askable(self.name, record, kind, self.kinds_for(record), sign)
         wording, reading = draw_wording(PHRASINGS[kind][phrasing], rng), self._reading(record)
-        if kind == "attended":
-            named = reading.attended[: self.config.num_asked]
-            return Question(self.name, kind, phrasing, (wording,), token_list(named) if named else (ONLY_SINK,))
-        if kind == "distance":
-            choices = tuple((name,) for name, _ in DISTANCES)
-            return Question(self.name, kind, phrasing, (wording,), (str(reading.distance),), choices)
+        if kind in ("attended", "distance"):
+            return self._plain_question(reading, kind, phrasing, wording)
         weights = self._pair_weights(record.site, reading)
         drawn = int(rng.choice(weights.size, p=weights.ravel() / weights.sum()))
         right, wrong = divmod(drawn, len(reading.ignored))
         pair = reading.attended[right], reading.ignored[wrong]
         return pair_question(self.name, kind, phrasing, wording, pair, rng)
+
+    def standard_questions(self, record: Record, vocabulary: Vocabulary) -> list[Question]:
+        """The tokens and the distance, where the label has them; nothing of an MLP.
+
+        Raises:
+            ValueError: The record was not measured for this task.
+        """
+        label(record.labels, self.name, "sink_weight")
+        reading = self._reader(vocabulary)(record.labels, record.token_ids)
+        if reading is None:
+            return []
+        kinds = ["attended"] if reading.only_sink or reading.attended else []
+        kinds += ["distance"] if reading.distance else []
+        return [self._plain_question(reading, kind, "seen", PHRASINGS[kind]["seen"][0]) for kind in kinds]
+
+    def _plain_question(self, reading: Reading, kind: str, phrasing: Phrasing, wording: str) -> Question:
+        """A question that the row's own label makes."""
+        if kind == "distance":
+            choices = tuple((name,) for name, _ in DISTANCES)
+            return Question(self.name, kind, phrasing, (wording,), (str(reading.distance),), choices)
+        named = reading.attended[: self.config.num_asked]
+        return Question(self.name, kind, phrasing, (wording,), token_list(named) if named else (ONLY_SINK,))
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
         """Open questions: the share of right tokens among those named or wanted, whichever are more.

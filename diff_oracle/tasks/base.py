@@ -88,6 +88,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Standard(Protocol):
+    """A task with questions that need no training rows: what explaining a text of one's own asks."""
+
+    def standard_questions(self, record: Record, vocabulary: Vocabulary) -> list[Question]:
+        """Those that the record's labels answer, always in the same wording, one that training has; needs no `fit`."""
+        ...
+
+
 def check_kind(kind: str, kinds: Mapping[str, float]) -> None:
     """Makes sure that a task has a kind of question.
 

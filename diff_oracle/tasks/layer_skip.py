@@ -21,6 +21,7 @@ from jaxtyping import Bool
 
 from diff_oracle.records import Record, RecordSet
 from diff_oracle.tasks.base import Phrasing, Question, check_askable, check_kind, label, label_rows
+from diff_oracle.tasks.claims import NO_CHANGE
 from diff_oracle.tasks.text import MINUS, Text, Vocabulary, token_list
 from diff_oracle.tasks.usual import (
     NO,
@@ -35,7 +36,7 @@ from diff_oracle.tasks.usual import (
     score_list,
 )
 
-NO_CHANGE, SAME = "no change", "same"
+SAME = "same"
 SIZES = ("small", "medium", "large")
 MARKS = {"gained": "", "lost": MINUS}
 
@@ -246,20 +247,34 @@ class LayerSkip:
         check_kind(kind, self.kinds)
         check_askable(self.name, record, kind, self.kinds_for(record), sign)
         wording = draw_wording(PHRASINGS[kind][phrasing], rng)
-        if kind in MARKS:
-            answer = self._answer(record.labels, kind)
-            return Question(
-                self.name, kind, phrasing, (wording,), token_list(answer, MARKS[kind]) if answer else (NO_CHANGE,)
-            )
-        if kind == "size":
-            choices = tuple((size,) for size in SIZES)
-            return Question(self.name, kind, phrasing, (wording,), (self._size(record.labels),), choices)
+        if kind in (*MARKS, "size"):
+            return self._plain_question(record.labels, kind, phrasing, wording)
         if kind == "top":
             contest = Contest.of(record.labels)
             token = contest.challenger
             winner = (token,) if contest.wins else (SAME,)
             return Question(self.name, kind, phrasing, fill(wording, token), winner, ((token,), (SAME,)))
         return pair_question(self.name, kind, phrasing, wording, self._pair(record, rng), rng)
+
+    def standard_questions(self, record: Record, vocabulary: Vocabulary) -> list[Question]:
+        """The two lists, where there is something to name or nothing changes, and the size.
+
+        Raises:
+            ValueError: The record was not measured for this task.
+        """
+        if np.isnan(label(record.labels, self.name, "kl")):
+            return []
+        kinds = [end for end in self.open_kinds if self._answer(record.labels, end) is not None] + ["size"]
+        return [self._plain_question(record.labels, kind, "seen", PHRASINGS[kind]["seen"][0]) for kind in kinds]
+
+    def _plain_question(self, labels: Mapping[str, Any], kind: str, phrasing: Phrasing, wording: str) -> Question:
+        """A question that the row's own labels make."""
+        if kind == "size":
+            choices = tuple((size,) for size in SIZES)
+            return Question(self.name, kind, phrasing, (wording,), (self._size(labels),), choices)
+        named = self._answer(labels, kind)
+        answer = token_list(named, MARKS[kind]) if named else (NO_CHANGE,)
+        return Question(self.name, kind, phrasing, (wording,), answer)
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
         """Open questions: the share of right tokens among those named or wanted, whichever are more.

@@ -129,12 +129,27 @@ class LogitLens:
         ends = [label(record.labels, self.name, f"{end}_ids").tolist() for end in ("promoted", "suppressed")]
         promoted, suppressed = ends if sign > 0 else ends[::-1]
         wording = draw_wording(PHRASINGS[kind][phrasing], rng)
-        if kind in ("promoted", "suppressed"):
-            tokens = promoted if kind == "promoted" else suppressed
-            answer = token_list(tokens[: self.config.num_asked], MARKS[kind])
-            return Question(self.name, kind, phrasing, (wording,), answer)
+        if kind in self.open_kinds:
+            return self._list_question(promoted if kind == "promoted" else suppressed, kind, phrasing, wording)
         usual = self.usual.get((record.site, "promoted" if sign > 0 else "suppressed"))
         return pair_question(self.name, kind, phrasing, wording, self._pair(promoted, suppressed, usual, rng), rng)
+
+    def standard_questions(self, record: Record, vocabulary: Vocabulary) -> list[Question]:
+        """The two lists.
+
+        Raises:
+            ValueError: The record was not measured for this task.
+        """
+        return [
+            self._list_question(
+                label(record.labels, self.name, f"{end}_ids").tolist(), end, "seen", PHRASINGS[end]["seen"][0]
+            )
+            for end in self.open_kinds
+        ]
+
+    def _list_question(self, tokens: Sequence[int], kind: str, phrasing: Phrasing, wording: str) -> Question:
+        answer = token_list(tokens[: self.config.num_asked], MARKS[kind])
+        return Question(self.name, kind, phrasing, (wording,), answer)
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
         """Open questions: the share of the asked tokens that are named, with their mark (naming more does not help).
