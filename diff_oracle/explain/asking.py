@@ -1,0 +1,219 @@
+"""Explaining: from texts, positions and sites to what an oracle says of them and what was measured, in batches.
+
+from diff_oracle import Oracle, Subject
+from diff_oracle.explain import explain
+
+oracle = Oracle.from_pretrained("runs/demo/oracle")
+subject = Subject.load(oracle.base)
+explain(subject, oracle, "The value is returned by the function", sites="heads").to_frame()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from diff_oracle.explain.answering import FREE_QUESTION, free_explanations, standard_answers
+from diff_oracle.explain.explanations import Answer, Claim, ExplainedText, Explanation, Explanations
+from diff_oracle.explain.measured import (
+    ALL,
+    Point,
+    check_length,
+    conventions,
+    find_positions,
+    measure_sites,
+    measured_tasks,
+    read_text,
+)
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.subject.model import Subject
+from diff_oracle.subject.sites import DiffSite, expand_sites
+from diff_oracle.tasks import TASKS, Task, make_tasks
+
+_PER_PART = 256  # explained together: what a kill may cost, and how often a progress bar moves
+
+
+@dataclass(frozen=True)
+class Query:
+    """One site at one position of one of the texts."""
+
+    text: int
+    position: int
+    site: DiffSite
+
+
+class Explainer:
+    """A subject and an oracle of it, to be asked about many texts.
+
+    Attributes:
+        subject: The model.
+        oracle: Its oracle.
+        tasks: What is asked: those of them that have standard questions.
+        free_question: What brings the free explanation; None asks for none.
+        batch_size: Questions that are answered together.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        oracle: Oracle,
+        tasks: Sequence[Task] | None = None,
+        free_question: str | None = FREE_QUESTION,
+        batch_size: int = 128,
+    ) -> None:
+        """Takes every task where none are named.
+
+        Raises:
+            ValueError: The oracle was trained on another model, or there is no batch.
+        """
+        for key in ("weights_hash", "tokenizer_hash"):
+            theirs, ours = getattr(oracle.identity, key), getattr(subject.identity, key)
+            if theirs != ours:
+                raise ValueError(
+                    f"the oracle reads {oracle.identity.name} with {key} {theirs[:12]}, but the subject is "
+                    f"{subject.identity.name} with {ours[:12]}: load the subject with Subject.load(oracle.base)"
+                )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.subject, self.oracle = subject, oracle
+        self.tasks = list(make_tasks({name: {} for name in TASKS}) if tasks is None else tasks)
+        self.free_question, self.batch_size = free_question, batch_size
+        self._measured = measured_tasks(self.tasks)
+        self._allowed = oracle.vocabulary.allowed.to(subject.device)
+
+    @property
+    def conventions(self) -> dict[str, str]:
+        """How each measure is defined."""
+        return conventions(self._measured)
+
+    def read(self, text: str) -> ExplainedText:
+        """A text as the subject reads it."""
+        return read_text(text, self.oracle.vocabulary)
+
+    def queries(self, texts: Sequence[ExplainedText], sites: Any = "heads", positions: Any = -1) -> list[Query]:
+        """Every site at every position of every text, in the order in which they are explained.
+
+        Args:
+            texts: What `read` gave.
+            sites: Single sites (`L3H2`) or sets (`layers`, `components`, `heads`, `spans`), one or several.
+            positions: Token indices, negative ones from the end, one or several; or `all`.
+
+        Raises:
+            ValueError: A site is unknown, a position is out of range, or a text is empty or too long.
+        """
+        names = [sites] if isinstance(sites, str) else list(sites)
+        wanted = [positions] if isinstance(positions, int) else positions
+        if isinstance(wanted, str) and wanted != ALL:
+            raise ValueError(f"positions are token indices or {ALL!r}, got {wanted!r}")
+        if not names or not wanted or not texts:
+            raise ValueError("nothing to explain: name at least one text, one site and one position")
+        expanded = expand_sites(names, self.subject.n_layers, self.subject.n_heads)
+        for number, text in enumerate(texts):
+            check_length(text, number, self.subject)
+        return [
+            Query(number, position, site)
+            for number, text in enumerate(texts)
+            for position in find_positions(wanted, text, number)
+            for site in expanded
+        ]
+
+    def explain(self, texts: Sequence[ExplainedText], queries: Sequence[Query]) -> Iterator[list[Explanation]]:
+        """Explains in the order of the queries, some at a time."""
+        for number, of_text in groupby(queries, key=lambda query: query.text):
+            queue = list(of_text)
+            for start in range(0, len(queue), _PER_PART):
+                yield self._explain(number, texts[number], queue[start : start + _PER_PART])
+
+    def _explain(self, number: int, text: ExplainedText, queries: Sequence[Query]) -> list[Explanation]:
+        at = [(query.position, query.site) for query in queries]
+        # The model looks only back: what follows the last position would be read for nothing.
+        context = text.token_ids[: 1 + max(position for position, _ in at)]
+        points = measure_sites(self.subject, context, at, self._measured, self._allowed)
+        records = [point.record for point in points]
+        answers = standard_answers(self.oracle, self.tasks, records, self.batch_size)
+        free: list[tuple[str | None, list[Claim]]] = [(None, [])] * len(points)
+        if self.free_question is not None:
+            free = list(free_explanations(self.oracle, self.subject, records, self.free_question, self.batch_size))
+        return [
+            self._explanation(number, query.site, point, answered, *said)
+            for query, point, answered, said in zip(queries, points, answers, free, strict=True)
+        ]
+
+    def _explanation(
+        self,
+        number: int,
+        site: DiffSite,
+        point: Point,
+        answers: list[Answer],
+        said: str | None,
+        said_claims: list[Claim],
+    ) -> Explanation:
+        record, labels = point.record, point.record.labels
+        tokens = self.oracle.vocabulary.texts
+
+        def named(end: str, value: str) -> list[tuple[str, float]]:
+            return [
+                (tokens[int(token)], _number(x))
+                for token, x in zip(labels[f"{end}_ids"], labels[f"{end}_{value}"], strict=True)
+            ]
+
+        sink = float(labels["sink_weight"])
+        attended = zip(labels["attended_positions"], labels["attended_weights"], strict=True) if sink == sink else ()
+        return Explanation(
+            text=number,
+            position=record.position,
+            site=record.site,
+            kind=site.kind,
+            relative_size=_number(record.relative_size),
+            direct_effect=_number(point.direct_effect),
+            next_token=tokens[point.next_id],
+            skip_kl=_number(labels["kl"]),
+            promoted=named("promoted", "scores"),
+            suppressed=named("suppressed", "scores"),
+            gained=named("gained", "deltas"),
+            lost=named("lost", "deltas"),
+            attended=[(int(position), _number(weight)) for position, weight in attended],
+            sink_share=_number(sink) if sink == sink else None,
+            answers=answers,
+            explanation=said,
+            explanation_claims=said_claims,
+        )
+
+
+def explain(
+    subject: Subject,
+    oracle: Oracle,
+    text: str | Sequence[str],
+    sites: str | Sequence[str] = "heads",
+    positions: int | str | Sequence[int] = -1,
+    tasks: Sequence[Task] | None = None,
+    free_question: str | None = FREE_QUESTION,
+    batch_size: int = 128,
+) -> Explanations:
+    """Explains sites at positions of a text, or of several.
+
+    Args:
+        subject: The model.
+        oracle: An oracle of that model.
+        text: One text or several.
+        sites: Single sites (`L3H2`) or sets (`layers`, `components`, `heads`, `spans`), one or several.
+        positions: Token indices, negative ones from the end, one or several; or `all`. Position 0 has no diff.
+        tasks: What is asked; every task where it is not given.
+        free_question: What brings the free explanation; None asks for none.
+        batch_size: Questions that are answered together.
+
+    Raises:
+        ValueError: As `Explainer` and `Explainer.queries`.
+    """
+    explainer = Explainer(subject, oracle, tasks, free_question, batch_size)
+    texts = [explainer.read(part) for part in ([text] if isinstance(text, str) else text)]
+    queries = explainer.queries(texts, sites, positions)
+    items = [item for part in explainer.explain(texts, queries) for item in part]
+    return Explanations(subject.identity.name, oracle.identity.name, explainer.conventions, texts, items)
+
+
+def _number(value: Any) -> float:
+    """Six digits: what a float32 is good for, and half as long in JSON."""
+    return float(f"{float(value):.6g}")
