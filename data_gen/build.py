@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data_gen.card import dataset_card
 from data_gen.corpus import CorpusConfig, Document, describe_corpus, iter_documents
 from data_gen.distribution import label_distribution, print_distribution, useless
-from data_gen.measure import Window, measure
+from data_gen.measure import MEASURES, Window, measure
 from data_gen.parts import DatasetWriter, writing
 from data_gen.sampling import SamplingConfig, SitesConfig, document_windows
 from data_gen.shards import WHOLE, Shard, shard_of_process
@@ -100,7 +100,7 @@ def build_shard(config: BuildConfig, subject: Subject | None = None) -> tuple[Pa
         ValueError: A config value is out of range, the corpus is empty or too short, an activation is not finite, or
             something that is no dataset is in the way.
     """
-    tasks, shard = make_tasks(config.tasks), Shard.parse(config.shard)
+    tasks, shard = _measured(make_tasks(config.tasks)), Shard.parse(config.shard)
     if config.corpus.path and Path(config.data_dir).resolve().is_relative_to(Path(config.corpus.path).resolve()):
         raise ValueError(
             f"data_dir={config.data_dir} lies in corpus.path={config.corpus.path}: datasets would be read as text; "
@@ -122,7 +122,7 @@ def build_shard(config: BuildConfig, subject: Subject | None = None) -> tuple[Pa
         logger.info("dataset: %s (already there)", path)
         return path, []
     logger.info("dataset: building %s", path)
-    columns = schema(identity.d_model, config.tasks)
+    columns = schema(identity.d_model, [task.name for task in tasks])
     missing: list[int] = []
     with writing(path, columns) as writer:
         num_parts = _build_parts(config, loaded, tasks, shard, writer, corpus.get("documents", most))
@@ -135,6 +135,21 @@ def build_shard(config: BuildConfig, subject: Subject | None = None) -> tuple[Pa
             manifest = writer.manifest(num_parts, content | about)
             writer.close(manifest, dataset_card(path.name, manifest, columns, files, texts))
     return path, shard.owners(missing)
+
+
+def _measured(tasks: list[Task]) -> list[Task]:
+    """Those that have labels of their own.
+
+    Raises:
+        ValueError: None has.
+    """
+    measured = [task for task in tasks if task.name in MEASURES]
+    if not measured:
+        raise ValueError(
+            f"nothing is measured for {tasks[0].name}, which asks about the labels of other tasks: add them, e.g. "
+            f"+task=[{','.join(MEASURES)},{tasks[0].name}]"
+        )
+    return measured
 
 
 def _build_parts(

@@ -130,6 +130,11 @@ class RecordSet:
         """The rows at which the mask is true."""
         return self if mask.all() else RecordSet(self._rows.select(np.flatnonzero(mask)))
 
+    @property
+    def column_names(self) -> set[str]:
+        """The columns that the dataset has."""
+        return set(self._rows.column_names)
+
     def column(self, name: str) -> Any:
         """A whole column, as numpy."""
         return self._rows.select_columns(name)[:][name]

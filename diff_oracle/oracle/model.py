@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
 from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, Sidecar, portable, read_sidecar, write_oracle
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
-from diff_oracle.tasks.text import MINUS, Text, Vocabulary
+from diff_oracle.tasks.text import Text, Vocabulary
 
 
 class Oracle(nn.Module):
@@ -59,7 +60,7 @@ class Oracle(nn.Module):
     @classmethod
     def create(cls, base: SubjectConfig, config: OracleConfig, device: str = "cpu") -> Oracle:
         """A fresh oracle: it answers as its base model does until it is trained."""
-        return cls(load_hf_model(base, device), base, config)
+        return cls(_load_base(base, config, device), base, config)
 
     @property
     def device(self) -> torch.device:
@@ -105,12 +106,11 @@ class Oracle(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[str]:
-        """Greedy answers, as text; every line names another token (`DistinctLines`)."""
+        """Greedy answers, as text; no line says what an earlier one says (`DistinctLines`)."""
         answers = [""] * len(prompts)
         for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
             batch = self._batch([prompts[i] for i in indices])
-            marks = self.vocabulary.newline[-1], self.vocabulary.encode_string(MINUS)[-1]
-            distinct = DistinctLines(*marks, batch["input_ids"].shape[1])
+            distinct = DistinctLines(self.vocabulary.newline[-1], batch["input_ids"].shape[1])
             with self.injector.injecting(batch["slot_mask"], batch["vectors"]):
                 out = self.lm.generate(
                     input_ids=batch["input_ids"],
@@ -208,14 +208,21 @@ class Oracle(nn.Module):
 
         Raises:
             ValueError: The folder holds no oracle, one that was changed since, or one of another format or base model.
-            OSError: The hub cannot be reached or has no such repository.
+                Or there is no such folder, and the hub cannot be reached or has no such repository.
         """
         folder = Path(name)
-        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-            folder = Path(snapshot_download(str(name)))
+        # An id of the hub looks like a folder in a folder. Where the outer one is here, the inner one was meant.
+        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not folder.parent.is_dir():
+            try:
+                folder = Path(snapshot_download(str(name)))
+            except (OSError, HFValidationError) as error:
+                raise ValueError(
+                    f"there is no folder {str(name)!r} here, and no repository of that name that can be had from the "
+                    f"Hugging Face hub ({' '.join(str(error).split())}): check the name and the network"
+                ) from error
         sidecar = read_sidecar(folder)
         base = base or sidecar.base
-        loaded = load_hf_model(base, device)
+        loaded = _load_base(base, sidecar.config, device)
         found, identity = loaded.identity.to_dict(), sidecar.identity
         for key in ("weights_hash", "tokenizer_hash"):
             if found[key] != identity[key]:
@@ -226,6 +233,10 @@ class Oracle(nn.Module):
         oracle = cls(loaded, base, sidecar.config, adapter=folder / ADAPTER)
         oracle.injector.load_state_dict(load_file(folder / INJECTOR))
         return oracle.eval()
+
+
+def _load_base(base: SubjectConfig, config: OracleConfig, device: str) -> LoadedModel:
+    return load_hf_model(replace(base, dtype=config.base_dtype or base.dtype), device)
 
 
 def _by_length(prompts: Sequence[Prompt], batch_size: int) -> list[np.ndarray]:

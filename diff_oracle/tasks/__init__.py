@@ -8,6 +8,7 @@ from typing import Any
 
 from diff_oracle.tasks.attention import Attention, AttentionConfig
 from diff_oracle.tasks.base import Question, Task
+from diff_oracle.tasks.explanation import Explanation, ExplanationConfig
 from diff_oracle.tasks.layer_skip import LayerSkip, LayerSkipConfig
 from diff_oracle.tasks.logit_lens import LogitLens, LogitLensConfig
 from diff_oracle.tasks.text import Text, Vocabulary
@@ -16,6 +17,7 @@ TASKS: dict[str, tuple[type[Any], type[Any]]] = {
     "logit_lens": (LogitLens, LogitLensConfig),
     "attention": (Attention, AttentionConfig),
     "layer_skip": (LayerSkip, LayerSkipConfig),
+    "explanation": (Explanation, ExplanationConfig),
 }
 """Name -> (task, its config)."""
 

@@ -7,7 +7,7 @@ can give other tokens, so a `Text` is a tuple of strings and token ids: strings 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -50,6 +50,14 @@ class Vocabulary:
             else:
                 ids.append(piece)
         return ids
+
+    def find(self, text: str) -> int | None:
+        """The token that a label may name and that reads so; None where there is none."""
+        return self._nameable.get(text)
+
+    @cached_property
+    def _nameable(self) -> dict[str, int]:
+        return {self.texts[i]: i for i in self.allowed.nonzero().flatten().tolist()}
 
     def show(self, text: Text) -> str:
         """The text as people read it."""

@@ -7,8 +7,9 @@ how often the site's training rows hold them, so that this alone does not tell w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from diff_oracle.tasks.base import Phrasing, Question
 from diff_oracle.tasks.text import Text, parse_token_list
 
 NO = "no"
+Named = TypeVar("Named", bound=Hashable)
 PRIOR_ROWS = 8  # what a site's own rows must outweigh
 
 
@@ -142,8 +144,8 @@ def pair_prior(question: Question, usual: Usual) -> Text:
     return (tokens[int(shares.argmax())],)
 
 
-def best_constant(answers: Sequence[Sequence[int]], most: int) -> tuple[int, ...]:
-    """The list of tokens that scores best as every row's answer: some of the commonest, or none.
+def best_constant(answers: Sequence[Sequence[Named]], most: int) -> tuple[Named, ...]:
+    """The list that scores best as every row's answer: some of what is named oftenest, or nothing.
 
     An empty list stands for the words that a row without tokens is answered with.
     """

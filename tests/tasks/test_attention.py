@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from diff_oracle.records import Record
 from diff_oracle.tasks import Question, Task
-from diff_oracle.tasks.attention import ONLY_SINK, PHRASINGS, Attention, AttentionConfig
+from diff_oracle.tasks.attention import PHRASINGS, Attention, AttentionConfig
 from diff_oracle.tasks.attention_label import DISTANCES, Reading
+from diff_oracle.tasks.claims import ONLY_SINK
 from diff_oracle.tasks.propensity import Propensity
 from tests.tasks.made import LINE_BREAK, NO_ID, VOCABULARY, attention, make_record, make_rows
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from diff_oracle.records import Record
 from diff_oracle.tasks import Task
-from diff_oracle.tasks.layer_skip import NO_CHANGE, PHRASINGS, SAME, SIZES, LayerSkip, LayerSkipConfig
+from diff_oracle.tasks.claims import NO_CHANGE
+from diff_oracle.tasks.layer_skip import PHRASINGS, SAME, SIZES, LayerSkip, LayerSkipConfig
 from tests.tasks.made import NO_ID, VOCABULARY, layer_skip, make_record, make_rows
 
 (SAME_ID,) = VOCABULARY.encode((SAME,))[:1]
