@@ -34,7 +34,7 @@ class InjectionConfig:
     """`embed` replaces the slots' embeddings, `residual` adds to the residual stream behind a block."""
     input: str = "diff"
     """`diff`; `before_after`, the residual before and behind it; `diff_before`, the diff and the residual before it; or
-    `text`: no vector, but the context's last tokens in the prompt, an oracle to compare with."""
+    `text`: no vector, but the context in the prompt (`prompt.context_tokens`), an oracle to compare with."""
     map: str = "per_slot"
     """What a direction passes through first: `none`, `affine` (learned, one for all slots) or `per_slot`."""
     num_slots: int = 2
@@ -77,14 +77,18 @@ class Injector(nn.Module):
         self._live: tuple[Bool[Tensor, "row pos"], Float[Tensor, "row input d_model"]] | None = None
 
     def directions(self, vectors: Float[Tensor, "row input d_model"]) -> Float[Tensor, "row slot d_model"]:
-        """v_j = A_j(x/‖x‖), all slots of the first input before those of the second."""
+        """v_j = A_j(x/‖x‖), all slots of the first input before those of the second.
+
+        In float32 under autocast too: bfloat16 does not tell the residual behind a small diff from the one before it.
+        """
         unit = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-30)
         with_one = torch.cat([unit, torch.ones_like(unit[..., :1])], dim=-1)
         of_input = len(self.maps) // INPUTS[self.config.input]
         mapped: list[Tensor] = []
         for i in range(unit.shape[1]):
             maps = list(self.maps)[i * of_input : (i + 1) * of_input]
-            different = [with_one[:, i] @ matrix.T for matrix in maps] or [unit[:, i]]
+            with torch.autocast(unit.device.type, enabled=False):
+                different = [with_one[:, i] @ matrix.T for matrix in maps] or [unit[:, i]]
             mapped += [different[j % len(different)] for j in range(self.config.num_slots)]
         return torch.stack(mapped, dim=1)
 

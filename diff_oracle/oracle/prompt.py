@@ -26,6 +26,7 @@ from diff_oracle.subject.capture import Diff
 from diff_oracle.tasks.text import Text, Vocabulary
 
 IGNORED = -100  # labels that carry no loss
+TEXT_ONLY_TOKENS = 48
 _PLACE = "\u25ae"  # stands for the message while a chat template is split around it
 _SYSTEM = "You explain steps of a language model."
 _SIZES = ((0.03, "tiny"), (0.1, "small"), (0.3, "medium"), (1.0, "large"), (float("inf"), "huge"))
@@ -39,12 +40,13 @@ class PromptConfig:
     """Whether the oracle is told the site's name."""
     show_size: bool = True
     """Whether it is told ‖diff‖ / ‖before‖ in words; injection keeps only the direction."""
-    context_tokens: int = 48
-    """Last tokens of the context shown in prompts that carry text in place of a diff (control `text_only`,
-    `injection.input=text`)."""
+    context_tokens: int | None = None
+    """Last tokens of the context shown in prompts that carry text in place of a diff. Where it is not given, the whole
+    context with `injection.input=text`, so that an oracle of text is as strong as it can be, and 48 in the control
+    `text_only`, whose prompts would be the longest of a training."""
 
     def __post_init__(self) -> None:
-        if self.context_tokens < 1:
+        if self.context_tokens is not None and self.context_tokens < 1:
             raise ValueError(f"prompt.context_tokens must be at least 1, got {self.context_tokens}")
 
 
@@ -146,7 +148,8 @@ class PromptBuilder:
     def with_text(self, diff: Diff, question: Text) -> Prompt:
         """The prompt that shows the context's text in place of the diff; no slot."""
         special = set(self.vocabulary.tokenizer.all_special_ids) | {self.slot_id}
-        shown = [int(i) for i in diff.token_ids[-self.config.context_tokens :] if int(i) not in special]
+        most = self.config.context_tokens or (TEXT_ONLY_TOKENS if self.num_inputs else len(diff.token_ids))
+        shown = [int(i) for i in diff.token_ids[-most:] if int(i) not in special]
         return self._frame((*self._heading(diff), " after ", *shown, "\n"), question, None)
 
     def _heading(self, diff: Diff) -> Text:

@@ -41,6 +41,8 @@ class OracleConfig:
     lora: LoraOptions
     prompt: PromptConfig
     injection: InjectionConfig
+    base_dtype: str | None = None
+    """Precision of the weights that are not trained; the subject's own where it is not given."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Sidecar:
     """The content of oracle.json."""
 
     base: SubjectConfig
-    """Where the base model comes from."""
+    """Where the base model comes from: the subject, at its own precision."""
     identity: Mapping[str, Any]
     """Which model it is (`SubjectIdentity`)."""
     config: OracleConfig
@@ -119,7 +121,10 @@ def read_sidecar(folder: Path) -> Sidecar:
             raise ValueError("it was edited since it was saved, so that it may not describe the weights beside it")
         parts, files = content["config"], content["files"]
         config = OracleConfig(
-            LoraOptions(**parts["lora"]), PromptConfig(**parts["prompt"]), InjectionConfig(**parts["injection"])
+            LoraOptions(**parts["lora"]),
+            PromptConfig(**parts["prompt"]),
+            InjectionConfig(**parts["injection"]),
+            parts.get("base_dtype"),
         )
         sidecar = Sidecar(SubjectConfig(**content["base"]), content["identity"], config)
     except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version

@@ -39,6 +39,22 @@ def test_a_zero_diff_changes_nothing_and_a_diff_does(
     assert (last_logits(oracle, prompts) - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("map_", ["none", "affine", "per_slot"])
+def test_autocast_does_not_round_what_is_injected(make_oracle: Callable[..., Oracle], kind: str, map_: str) -> None:
+    oracle = make_oracle(kind=kind, map=map_, input="before_after")
+    for matrix in oracle.injector.maps:
+        torch.nn.init.normal_(matrix)
+    before = torch.ones(3, 1, oracle.prompts.d_model)
+    vectors = torch.cat([before, before + 1e-3 * torch.randn(before.shape)], dim=1)  # bfloat16 takes them for the same
+    hidden = torch.randn(3, 1, oracle.prompts.d_model)
+    directions = oracle.injector.directions(vectors)
+    injected = oracle.injector.inject(hidden, directions[:, :1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(oracle.injector.directions(vectors), directions)
+        assert torch.equal(oracle.injector.inject(hidden, directions[:, :1]), injected)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_embed_equals_replaced_embeddings(
     make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, architecture: str

@@ -41,6 +41,18 @@ def test_a_text_prompt_shows_the_end_of_the_context_and_has_no_slot(make_oracle:
     assert not prompts.collate([prompt])["slot_mask"].any()
 
 
+def test_an_oracle_of_text_sees_all_of_it_and_the_control_its_end(make_oracle: Callable[..., Oracle]) -> None:
+    def shown(most: int | None, **injection: str) -> int:
+        prompts = make_oracle(**injection).prompts
+        prompts.config.context_tokens = most
+        return len(prompts.with_text(diff, ("Why?",)).ids)
+
+    diff = diff_at("L1", np.ones(4, np.float32), token_ids=tuple(range(500, 590)))
+    frame = shown(1) - 1
+    assert [shown(None) - frame, shown(None, input="text") - frame] == [48, 90]
+    assert [shown(60) - frame, shown(60, input="text") - frame] == [60, 60]
+
+
 def test_the_site_and_the_size_can_be_hidden(make_oracle: Callable[..., Oracle]) -> None:
     prompts = make_oracle().prompts
     diff = np.ones(prompts.d_model, np.float32)

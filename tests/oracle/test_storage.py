@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import nn
 
@@ -43,6 +45,38 @@ def test_another_base_model_and_an_empty_folder_are_refused(make_oracle: Callabl
         Oracle.from_pretrained(tmp_path / "oracle", base=SubjectConfig(source="random", architecture="qwen3"))
     with pytest.raises(ValueError, match="holds no oracle"):
         Oracle.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def offline(repo_id: str) -> str:
+        asked.append(repo_id)
+        raise OfflineModeIsEnabled("offline mode is on")
+
+    monkeypatch.setattr(oracle_model, "snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    said = r"no folder 'runs/nope' here, and no repository .* \(offline mode is on\): check the name and the network"
+    with pytest.raises(ValueError, match=said):
+        Oracle.from_pretrained("runs/nope")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="^runs/nope holds no oracle: it has no oracle.json$"):
+        Oracle.from_pretrained("runs/nope")
+    assert asked == ["runs/nope"]  # before there was a folder of that name alone
+
+
+def test_the_subject_keeps_its_precision_under_an_oracle_of_another(
+    make_oracle: Callable[..., Oracle], tmp_path: Path
+) -> None:
+    subject = SubjectConfig(source="random")
+    Oracle.create(subject, replace(make_oracle().config, base_dtype="bfloat16")).save(tmp_path / "oracle")
+    loaded = Oracle.from_pretrained(tmp_path / "oracle")
+    assert loaded.base == subject
+    assert load_hf_model(loaded.base).model.dtype == torch.float32
+    assert loaded.lm.get_base_model().get_input_embeddings().weight.dtype == torch.bfloat16
+    assert loaded.config.base_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
