@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ import pytest
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser; the test is skipped where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
     with api.sync_playwright() as playwright:
+        installed = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+        program = next(installed, playwright.chromium.executable_path)
+        if not Path(program).is_file():
+            pytest.skip("no Chromium on the path and none of playwright's own: playwright install chromium")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()

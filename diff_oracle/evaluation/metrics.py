@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,8 +20,8 @@ from diff_oracle.evaluation.controls import (
     RowDrawer,
     control_prompts,
 )
-from diff_oracle.evaluation.probe import LinearProbe
-from diff_oracle.evaluation.results import Result, summarise
+from diff_oracle.evaluation.probe import Probes
+from diff_oracle.evaluation.results import MIN_DOCS, Result, reported_parts, summarise
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.randomness import keyed_rng
@@ -79,22 +78,38 @@ class Evaluator:
     ) -> None:
         self._oracle, self._dataset, self._tasks = oracle, dataset, tasks
         self._config, self._seed, self._holdout = config, seed, holdout or HoldoutConfig()
-        self._askable: dict[tuple[str, str], Bool[np.ndarray, "row kind"]] = {}
+        self._probes = Probes(dataset, oracle.vocabulary, config.probe_rows, self._holdout, seed)
 
     def evaluate(self, split: Split) -> list[Result]:
-        """Scores by task, kind and site group: each control's, and matched − control, with intervals."""
-        controls = [MATCHED, *(c for c in self._config.controls if c != MATCHED)]
+        """Scores by task, kind and site group: each control's, and matched − control, with intervals.
+
+        Raises:
+            ValueError: A task can be asked of no row, no row can be shuffled, or the rows drawn would have no line.
+        """
+        config, seed = self._config, self._seed
+        controls = dict.fromkeys((MATCHED, *config.controls))
+        if LINEAR_PROBE in controls and split != "test":
+            logger.info("no linear probe on split %s, which it is chosen by", split)
+            del controls[LINEAR_PROBE]
+        drawn = []  # all of it before anything is asked, so that what cannot be reported is said at once
+        for task, kind, rows in asked_rows(self._dataset.split(split), self._tasks, config.num_rows, seed):
+            questions = [_question(task, row.record, kind, index, seed) for index, row in enumerate(rows)]
+            drawn.append((task, kind, rows, [row.record for row in rows], questions))
+        if not any(any(reported_parts(records, questions, self._holdout)) for *_, records, questions in drawn):
+            raise ValueError(
+                f"nothing of split {split} can be reported: the rows drawn are of held-out sites, each kind of which "
+                f"has fewer than {MIN_DOCS} documents: raise evaluation.num_rows={config.num_rows}"
+            )
         results: list[Result] = []
-        for task, kind, rows in asked_rows(self._dataset.split(split), self._tasks, self._config.num_rows, self._seed):
-            questions = [_question(task, row.record, kind, index, self._seed) for index, row in enumerate(rows)]
+        for task, kind, rows, records, questions in drawn:
             scores = {}
             for control in controls:
                 logger.info("asking %s/%s: %s", task.name, kind, control)
                 values = self._scores(control, task, kind, rows, questions)
-                if not np.isnan(values).all():
+                # A task may have no answer by places, or no probe; but where no row has a partner, results say so.
+                if control in PARTNER_CONTROLS or not np.isnan(values).all():
                     scores[control] = values
-            records = [row.record for row in rows]
-            results += summarise(records, questions, scores, split, self._config.resamples, self._seed, self._holdout)
+            results += summarise(records, questions, scores, split, config.resamples, seed, self._holdout)
         return results
 
     def _scores(
@@ -108,7 +123,7 @@ class Evaluator:
         elif control == RECENCY:
             answers = [task.recency_answer(record, q) for record, q in zip(records, questions, strict=True)]
         elif control == LINEAR_PROBE:
-            probe = self._probe(task, kind)
+            probe = self._probes.fit(task, kind)
             answers = [None] * len(records) if probe is None else probe.answers(records, questions)
         else:
             return self._oracle_scores(control, task, rows, questions)
@@ -129,21 +144,6 @@ class Evaluator:
             for i, text in zip(asked, found, strict=True):
                 answers[i] = text
         return _score(task, questions, answers, self._oracle)
-
-    def _probe(self, task: Task, kind: str) -> LinearProbe | None:
-        """Fitted on rows that training may see; None where none of them can be asked."""
-        rows = []
-        for split, most in (("train", self._config.probe_rows), ("select", self._config.probe_rows // 10)):
-            records = self._dataset.split(cast(Split, split))
-            if (task.name, split) not in self._askable:
-                trained = self._holdout.trained(records.sites)
-                self._askable[task.name, split] = task.askable(records) & trained[:, None]
-            possible = np.flatnonzero(self._askable[task.name, split][:, list(task.kinds).index(kind)])
-            rows.append(records.take(keyed_rng(self._seed, "probe rows", split).permutation(possible)[:most]))
-        if not all(rows):
-            logger.warning("no linear probe of %s/%s: too few rows can be asked", task.name, kind)
-            return None
-        return LinearProbe.fit(task, kind, *rows, vocabulary=self._oracle.vocabulary, seed=self._seed)
 
 
 def selection_scores(

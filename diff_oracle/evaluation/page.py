@@ -15,6 +15,7 @@ from diff_oracle.evaluation.comparison import Comparison, compare
 from diff_oracle.evaluation.controls import MATCHED
 from diff_oracle.evaluation.plots import forest, learning_curve, page_svg, side_by_side
 from diff_oracle.evaluation.report import score_text
+from diff_oracle.evaluation.results import MIN_DOCS
 from diff_oracle.evaluation.runs import FailedJob, Run
 from diff_oracle.evaluation.verdict import READ, YARDSTICKS, Part, split_parts
 
@@ -25,8 +26,8 @@ MEANINGS = {
     "same_document": "the diff of the same site at another position of the document",
     "sign_flipped": "the diff with its sign turned around",
     "random": "noise",
-    "none": "nothing, only the site's name and the question",
-    "text_only": "the text in place of the diff",
+    "none": "zeros",
+    "text_only": "the text in place of every vector",
     "site_prior": "no oracle at all: the site's usual answer in training",
     "recency": "no oracle at all: the answer that the places of the tokens in the text suggest",
     "linear_probe": "no oracle: a linear readout of the same diff. Not a control but a yardstick",
@@ -103,6 +104,7 @@ def render_page(runs: Sequence[Run], failed: Sequence[FailedJob] = ()) -> str:
         MATCHED=MATCHED,
         READ=READ,
         YARDSTICKS=YARDSTICKS,
+        MIN_DOCS=MIN_DOCS,
     )
 
 

@@ -1,123 +1,102 @@
 """A probe without language: is what a question asks for in the vector, for a linear readout to find?
 
-For every kind of question of a task, ridge regression from the diffs to `Task.targets` answers what the oracle is
-asked, and the same `task.score` judges it. With x the diff's direction and log ‖diff‖ / ‖before‖, less their mean over
-the site, and Y one indicator column for every token or class that some training row holds:
+For every kind of question of a task, `RidgeReadout` learns `Task.targets` from the diffs and answers what the oracle is
+asked, and the same `task.score` judges it. With x W_s what a diff x raises at site s:
 
-    W   minimises ‖Y − X W‖² + λ ‖W‖²            over the rows of all sites
-    W_s minimises ‖Y − X W_s‖² + μ ‖W_s − W‖²    over the site's rows; μ = ∞ leaves one readout for all sites
     z   = x W_s / √(p (1 − p))                   p: the share of the site's rows that hold the token or class
     P   = Φ(Φ⁻¹(p) + z)                          the site's habit, moved by what the diff says
 
 Pairs of tokens are drawn so that the site's habit does not tell which is right: they are decided by z. Classes and
-lists are read from P. λ and μ are those that answer split `select` best. A probe that beats the site's habit shows
-that the answer is in the vector; one that does not shows only that no linear readout found it in so many rows.
+lists are read from P. The penalties λ and μ are those that answer split `select` best. A probe that beats the site's
+habit shows that the answer is in the vector; one that does not shows only that no linear readout found it in so many
+rows.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from operator import itemgetter
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
-from scipy.linalg import solve
-from scipy.sparse import csr_array
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import ndtr, ndtri
-from sklearn.preprocessing import MultiLabelBinarizer
 
+from diff_oracle.evaluation.readout import RidgeReadout, features
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.records import Record
+from diff_oracle.records import DiffDataset, Record
 from diff_oracle.tasks import Question, Task, Text, Vocabulary
 from diff_oracle.tasks.text import token_list
-from diff_oracle.tasks.usual import PRIOR_ROWS
+from diff_oracle.training.holdout import HoldoutConfig
+
+logger = logging.getLogger(__name__)
 
 # Rows have about unit length: whatever d_model is, a penalty is the variance of the noise over that of what the diff
 # tells. Strongest first, for of equal scores the first is taken.
 PENALTIES = (1000.0, 100.0, 10.0)
 SITE_PENALTIES = (np.inf, 100.0, 20.0, 5.0, 1.0)
 ROWS_AT_ONCE = 128
-TINY = 1e-12  # a diff of nothing but zeros has no direction
 
 
-@dataclass(frozen=True)
-class _Site:
-    """The training rows of a site: X − mean = left · diag(singular) · right."""
+class Probes:
+    """Fits the probes of a dataset, on rows that training may see.
 
-    mean: Float[np.ndarray, "feature"]
-    share: Float[np.ndarray, "column"]
-    left: Float[np.ndarray, "row rank"]
-    singular: Float[np.ndarray, "rank"]
-    right: Float[np.ndarray, "rank feature"]
-    targets: csr_array
-
-
-class RidgeReadout:
-    """Ridge regression to indicators, pooled over sites and drawn towards each site's own rows.
-
-    Attributes:
-        names: The target of each column: everything that some training row's targets hold.
-        columns: Each target's column, by how an answer says it.
-        tokens: The columns of tokens.
-        words: The columns of words.
+    The SVDs of a readout are taken once. A kind whose rows can all be asked an earlier kind of the task, with the same
+    targets, is read by that one's readout, fitted on rows of the earlier kind: tokens that a list names are then known
+    from more rows than are asked for a pair. Penalties are chosen for each kind.
     """
 
-    def __init__(self, records: Sequence[Record], targets: Sequence[Sequence[int | str]]) -> None:
-        self.names: list[int | str] = list(dict.fromkeys(chain.from_iterable(targets)))
-        self.columns: dict[Text, int] = {(name,): column for column, name in enumerate(self.names)}
-        is_token = np.array([isinstance(name, int) for name in self.names], dtype=bool)
-        self.tokens, self.words = np.flatnonzero(is_token), np.flatnonzero(~is_token)
-        binarizer = MultiLabelBinarizer(classes=self.names, sparse_output=True)
-        indicators = csr_array(binarizer.fit_transform(targets), dtype=np.float64)
-        x, sites = features(records), np.array([record.site for record in records])
-        self._least = 0.5 / len(records)  # no share is exactly 0 or 1, or z would have no unit
-        self._mean, self._share = x.mean(axis=0), indicators.mean(axis=0)
-        self._sites: dict[str, _Site] = {}
-        for site in np.unique(sites):
-            rows = np.flatnonzero(sites == site)
-            mean, held = x[rows].mean(axis=0), indicators[rows]
-            x[rows] -= mean
-            share = (held.sum(axis=0) + PRIOR_ROWS * self._share) / (len(rows) + PRIOR_ROWS)
-            self._sites[str(site)] = _Site(mean, share, *np.linalg.svd(x[rows], full_matrices=False), held)
-        # Rows are centred within their site, so the indicators need not be.
-        self._gram, self._cross = x.T @ x, (indicators.T @ x).T
+    def __init__(
+        self, dataset: DiffDataset, vocabulary: Vocabulary, num_rows: int, holdout: HoldoutConfig, seed: int
+    ) -> None:
+        self._dataset, self._vocabulary, self._holdout, self._seed = dataset, vocabulary, holdout, seed
+        self._num_rows = {"train": num_rows, "select": num_rows // 10}
+        self._askable: dict[tuple[str, str], Bool[np.ndarray, "row kind"]] = {}
+        self._drawn: dict[str, tuple[bytes, list[Record]]] = {}
+        self._readouts: dict[tuple[str, str], RidgeReadout | None] = {}
 
-    def weights(self, penalty: float) -> Float[np.ndarray, "feature column"]:
-        """W, the readout of all sites together."""
-        ridge = self._gram + penalty * np.eye(len(self._gram))
-        return np.asarray(solve(ridge, self._cross, assume_a="pos"))
+    def fit(self, task: Task, kind: str) -> LinearProbe | None:
+        """The probe of a kind; None, with a warning, where no row can be asked or none has a target."""
+        select = self._draw(task, kind, "select")
+        readout = self._readout(task, self._source(task, kind, select)) if select else None
+        if readout is None:
+            logger.warning("no linear probe of %s/%s: no row to fit it on", task.name, kind)
+            return None
+        return LinearProbe.fit(task, kind, readout, select, vocabulary=self._vocabulary, seed=self._seed)
 
-    def raised(
-        self,
-        sites: Sequence[str],
-        x: Float[np.ndarray, "row feature"],
-        weights: Float[np.ndarray, "feature column"],
-        site_penalty: float,
-    ) -> Float[np.ndarray, "row column"]:
-        """x W_s: by how much each row's diff raises each column's probability; a new site is read by W.
+    def _source(self, task: Task, kind: str, select: Sequence[Record]) -> str:
+        """The first kind that all rows of `kind` can be asked, with the same targets."""
+        targets, own = [task.targets(row, kind) for row in select], self._asked(task, kind, "train")
 
-        Args:
-            sites: Each row's site.
-            x: The rows' `features`.
-            weights: W.
-            site_penalty: μ.
-        """
-        # W_s = W + (X'X + μ)⁻¹ X' (Y − X W), multiplied from the left, since all the W_s would not fit into memory.
-        rest, own_part = x.copy(), np.zeros((len(x), len(self.names)))
-        for name in set(sites):
-            rows, own = np.flatnonzero(np.array(sites) == name), self._sites.get(name)
-            rest[rows] -= self._mean if own is None else own.mean
-            if own is not None:
-                along = rest[rows] @ own.right.T / (own.singular**2 + site_penalty) * own.singular
-                own_part[rows] = (along @ own.left.T) @ own.targets
-                rest[rows] -= (along * own.singular) @ own.right
-        return rest @ weights + own_part
+        def covers(other: str) -> bool:
+            everywhere = not (own & ~self._asked(task, other, "train")).any()
+            return everywhere and all(task.targets(row, other) == t for row, t in zip(select, targets, strict=True))
 
-    def share(self, site: str) -> Float[np.ndarray, "column"]:
-        """p, drawn towards the share of all rows as by `PRIOR_ROWS` more of them; a new site has just that."""
-        own = self._sites.get(site)
-        return np.clip(self._share if own is None else own.share, self._least, 1 - self._least)
+        return next(filter(covers, task.kinds))
+
+    def _readout(self, task: Task, kind: str) -> RidgeReadout | None:
+        if (task.name, kind) not in self._readouts:
+            train = self._draw(task, kind, "train")
+            targets = [task.targets(row, kind) for row in train]
+            self._readouts[task.name, kind] = RidgeReadout(train, targets) if any(targets) else None
+        return self._readouts[task.name, kind]
+
+    def _asked(self, task: Task, kind: str, split: Literal["train", "select"]) -> Bool[np.ndarray, "row"]:
+        if (task.name, split) not in self._askable:
+            records = self._dataset.split(split)
+            self._askable[task.name, split] = task.askable(records) & self._holdout.trained(records.sites)[:, None]
+        return self._askable[task.name, split][:, list(task.kinds).index(kind)]
+
+    def _draw(self, task: Task, kind: str, split: Literal["train", "select"]) -> list[Record]:
+        asked = self._asked(task, kind, split)
+        if self._drawn.get(split, (b"",))[0] != asked.tobytes():  # most kinds are asked of the same rows
+            drawn = keyed_rng(self._seed, "probe rows", split).permutation(np.flatnonzero(asked))
+            rows = self._dataset.split(split).take(drawn[: self._num_rows[split]])
+            self._drawn[split] = asked.tobytes(), rows
+        return self._drawn[split][1]
 
 
 @dataclass(frozen=True)
@@ -141,102 +120,103 @@ class LinearProbe:
         cls,
         task: Task,
         kind: str,
-        train: Sequence[Record],
+        readout: RidgeReadout,
         select: Sequence[Record],
         *,
         vocabulary: Vocabulary,
         seed: int = 0,
     ) -> LinearProbe:
-        """Fits readouts to the rows of `train` and keeps the one that scores best on those of `select`.
+        """Chooses the penalties that score best on the rows of `select`, all of which can be asked the kind.
 
-        A few hundred of the latter are enough. Rows that cannot be asked the kind are left out. The task must be
-        fitted.
-
-        Raises:
-            ValueError: No row of `train`, or none of `select`, can be asked the kind.
+        A few hundred of them are enough. The task must be fitted.
         """
-        train, select = ([row for row in rows if kind in task.kinds_for(row)] for rows in (train, select))
-        for split, rows in (("train", train), ("select", select)):
-            if not rows:
-                raise ValueError(f"no {split} row can be asked {task.name}/{kind}: give the probe more rows")
-        readout = RidgeReadout(train, [task.targets(row, kind) for row in train])
         questions = [task.question(row, kind, keyed_rng(seed, "probe", kind, i)) for i, row in enumerate(select)]
         mark, worth = _list_form([question.answer for question in questions])
+        sites, x = np.array([row.site for row in select]), features(select)
 
-        def score(probe: LinearProbe) -> float:
-            shown = map(vocabulary.show, probe.answers(select, questions))
-            return float(np.mean([task.score(q, a, vocabulary) for q, a in zip(questions, shown, strict=True)]))
+        def scored(weights: Float[np.ndarray, "feature column"], site_penalty: float) -> tuple[float, LinearProbe]:
+            probe = cls(readout, weights, site_penalty, mark, worth)
+            if questions[0].choices:
+                scores = probe._choice_scores(sites, x, questions)
+                probe = replace(probe, threshold=_best_threshold(scores, questions))
+                answers = probe._chosen(scores, questions)
+            else:
+                answers = probe._lists(sites, x)
+            shown = map(vocabulary.show, answers)
+            return float(np.mean([task.score(q, a, vocabulary) for q, a in zip(questions, shown, strict=True)])), probe
 
-        fitted = [cls(readout, readout.weights(penalty), np.inf, mark, worth) for penalty in PENALTIES]
-        probes = [replace(probe, site_penalty=penalty) for probe in fitted for penalty in SITE_PENALTIES]
-        return max((probe._with_threshold(select, questions) for probe in probes), key=score)
+        probes = [scored(weights, mu) for weights in map(readout.weights, PENALTIES) for mu in SITE_PENALTIES]
+        return max(probes, key=itemgetter(0))[1]
 
     def answers(self, records: Sequence[Record], questions: Sequence[Question]) -> list[Text]:
         """An answer to each record's question, all of them of the kind that the probe was fitted for."""
+        sites, x = np.array([record.site for record in records]), features(records)
         if questions[0].choices:
-            scores = self._choice_scores(records, questions)
-            best = np.where(np.isnan(scores), self.threshold, scores).argmax(axis=1)
-            return [question.choices[i] for question, i in zip(questions, best, strict=True)]
-        return [self._list(likely) for _, z, share in self._standings(records) for likely in ndtr(ndtri(share) + z)]
+            return self._chosen(self._choice_scores(sites, x, questions), questions)
+        return self._lists(sites, x)
 
     def _standings(
-        self, records: Sequence[Record]
-    ) -> Iterator[tuple[slice, Float[np.ndarray, "row column"], Float[np.ndarray, "row column"]]]:
-        """(rows, z, p), some rows at a time."""
-        for start in range(0, len(records), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            x, sites = features(records[rows]), [record.site for record in records[rows]]
-            share = np.stack([self.readout.share(site) for site in sites])
-            raised = self.readout.raised(sites, x, self.weights, self.site_penalty)
-            yield rows, raised / np.sqrt(share * (1 - share)), share
+        self, sites: Shaped[np.ndarray, "row"], x: Float[np.ndarray, "row feature"]
+    ) -> Iterator[tuple[Int[np.ndarray, "some"], Float[np.ndarray, "some column"], Float[np.ndarray, "some column"]]]:
+        """(rows, z, Φ⁻¹(p)), some rows at a time, those of a site together."""
+        order = np.argsort(sites, kind="stable")
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            rows = order[start : start + ROWS_AT_ONCE]
+            names, place = np.unique(sites[rows], return_inverse=True)
+            share = np.stack([self.readout.share(str(name)) for name in names])
+            raised = self.readout.raised(sites[rows], x[rows], self.weights, self.site_penalty)
+            yield rows, raised / np.sqrt(share * (1 - share))[place], ndtri(share)[place]
 
     def _choice_scores(
-        self, records: Sequence[Record], questions: Sequence[Question]
-    ) -> Float[np.ndarray, "question choice"]:
+        self, sites: Shaped[np.ndarray, "row"], x: Float[np.ndarray, "row feature"], questions: Sequence[Question]
+    ) -> Float[np.ndarray, "row choice"]:
         """Of classes Φ⁻¹(P), of tokens z; −∞ for a class, and NaN for a choice beside tokens, that is no column."""
         columns = np.array([[self.readout.columns.get(choice, -1) for choice in q.choices] for q in questions])
         names_tokens = any(isinstance(piece, int) for choice in questions[0].choices for piece in choice)
         scores, missing = np.empty(columns.shape), np.nan if names_tokens else -np.inf
-        for rows, z, share in self._standings(records):
-            standing = z if names_tokens else z + ndtri(share)
+        for rows, z, habit in self._standings(sites, x):
+            standing = z if names_tokens else z + habit
             standing = np.pad(standing, ((0, 0), (0, 1)), constant_values=missing)  # what column -1 finds
             scores[rows] = np.take_along_axis(standing, columns[rows], axis=1)
         return scores
 
-    def _with_threshold(self, records: Sequence[Record], questions: Sequence[Question]) -> LinearProbe:
-        """The threshold that answers most questions right; 0 where every choice, or none, has its column."""
-        if not questions[0].choices:
-            return self
-        scores = self._choice_scores(records, questions)
-        rival = scores[np.isnan(scores).any(axis=1) & ~np.isnan(scores).all(axis=1)]
-        if not len(rival):
-            return self
-        right = np.array([question.choices.index(question.answer) for question in questions])
+    def _chosen(self, scores: Float[np.ndarray, "row choice"], questions: Sequence[Question]) -> list[Text]:
+        best = np.where(np.isnan(scores), self.threshold, scores).argmax(axis=1)
+        return [question.choices[i] for question, i in zip(questions, best, strict=True)]
 
-        def accuracy(threshold: float) -> float:
-            return float((np.where(np.isnan(scores), threshold, scores).argmax(axis=1) == right).mean())
+    def _lists(self, sites: Shaped[np.ndarray, "row"], x: Float[np.ndarray, "row feature"]) -> list[Text]:
+        tokens = self.readout.tokens
+        lists: list[Text] = [()] * len(x)
+        for rows, z, habit in self._standings(sites, x):
+            standings = z + habit
+            top = torch.from_numpy(standings[:, tokens]).topk(min(len(self.worth), len(tokens))).indices
+            for row, standing, best in zip(rows, standings, tokens[top.numpy()], strict=True):
+                lists[row] = self._list(standing, best)
+        return lists
 
-        thresholds = np.quantile(np.nanmax(rival, axis=1), np.linspace(0.05, 0.95, 19))
-        return replace(self, threshold=float(max([0.0, *thresholds], key=accuracy)))
-
-    def _list(self, likely: Float[np.ndarray, "column"]) -> Text:
-        """The list that is worth most, or the words without tokens where they are worth more."""
-        names, tokens, words = self.readout.names, self.readout.tokens, self.readout.words
-        top = tokens[np.argsort(-likely[tokens], kind="stable")[: len(self.worth)]]
-        expected = np.cumsum(likely[top]) * self.worth[: len(top)]
+    def _list(self, standing: Float[np.ndarray, "column"], best: Int[np.ndarray, "best"]) -> Text:
+        """Of the best tokens the list that is worth most, or the words without tokens where they are worth more."""
+        names, words = self.readout.names, self.readout.words
+        expected = np.cumsum(ndtr(standing[best])) * self.worth[: len(best)]
         if len(words):
-            word = words[likely[words].argmax()]
-            if not len(top) or likely[word] > expected.max():
+            word = words[standing[words].argmax()]
+            if not len(best) or ndtr(standing[word]) > expected.max():
                 return (names[word],)
-        return token_list([int(names[column]) for column in top[: expected.argmax() + 1]], self.mark)
+        return token_list([int(names[column]) for column in best[: expected.argmax() + 1]], self.mark)
 
 
-def features(records: Sequence[Record]) -> Float[np.ndarray, "row feature"]:
-    """Each diff's direction, and behind it log ‖diff‖ / ‖before‖; the oracle is told both, the latter in words."""
-    diffs = np.stack([record.diff for record in records]).astype(np.float64)
-    norms = np.linalg.norm(diffs, axis=1, keepdims=True)
-    sizes = np.array([[record.relative_size] for record in records])
-    return np.hstack([diffs / np.maximum(norms, TINY), np.log(np.maximum(sizes, TINY))])
+def _best_threshold(scores: Float[np.ndarray, "row choice"], questions: Sequence[Question]) -> float:
+    """The z of a choice that is no column that answers most questions right; 0 where all, or none, are columns."""
+    absent = np.isnan(scores)
+    rival = scores[absent.any(axis=1) & ~absent.all(axis=1)]
+    if not len(rival):
+        return 0.0
+    right = np.array([question.choices.index(question.answer) for question in questions])
+
+    def accuracy(threshold: float) -> float:
+        return float((np.where(absent, threshold, scores).argmax(axis=1) == right).mean())
+
+    return float(max([0.0, *np.quantile(np.nanmax(rival, axis=1), np.linspace(0.05, 0.95, 19))], key=accuracy))
 
 
 def _list_form(answers: Sequence[Text]) -> tuple[str, Float[np.ndarray, "length"]]:

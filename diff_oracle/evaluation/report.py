@@ -23,7 +23,7 @@ def table_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """One line a score: the score and how far `matched` is above it, each with its interval.
 
     Every control for all sites together, then again the hardest one: what the diff adds is the gap to it. Yardsticks
-    come last. For single site groups only `matched` and `shuffled`.
+    and controls that could not be asked come last. For single site groups only `matched` and `shuffled`.
     """
     lines: list[tuple[str, ...]] = []
     for part in split_parts(rows):
@@ -37,6 +37,8 @@ def table_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             row, gap = part.scores[control], part.gaps.get(control)
             size = f"{row['n']} ({row['n_docs']})"
             lines.append((part.name, part.site_group, name, score_text(row), score_text(gap), size))
+        if part.overall:
+            lines += [(part.name, part.site_group, name, "not asked", "", "0 (0)") for name in part.not_asked]
     return lines
 
 
@@ -121,8 +123,8 @@ def markdown_verdicts(rows: Sequence[Row]) -> str:
     lines = []
     for part in judged(split_parts(rows)):
         name, _, *scores = _verdict_line(part)
-        verdict = f"**{READ}**" if part.verdict == READ else f"{part.verdict}: {part.reason}"
-        lines.append((name, *scores, score_text(part.scores.get(LINEAR_PROBE)), verdict))
+        verdict = f"**{READ}**" if part.verdict == READ else part.verdict
+        lines.append((name, *scores, score_text(part.scores.get(LINEAR_PROBE)), f"{verdict}: {part.reason}"))
     return markdown([header, *lines])
 
 

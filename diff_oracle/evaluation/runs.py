@@ -57,7 +57,8 @@ def load_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[FailedJob]]:
     """Reads runs in the order given, a sweep's by number. A run that is named twice is read once.
 
     A sweep's folder holds run directories named 0, 1, ...; a number left out is a job that failed before it had any
-    result, so that its folder was removed. Of such jobs behind the last folder nothing is known.
+    result, so that its folder was removed. Of such jobs behind the last folder nothing is known. In a sweep's file the
+    runs are numbered in the same way.
 
     Raises:
         ValueError: A path is neither a run nor a sweep, nothing has finished, or a file is damaged.
@@ -84,9 +85,13 @@ def _names(places: Sequence[Path]) -> dict[Path, str]:
 
 
 def _places(path: Path) -> Iterator[tuple[Path, str]]:
-    """The runs at `path`, each with the reason why it cannot be read, empty for a finished one."""
+    """The runs at `path`, each with the reason why it cannot be read, empty for a finished one.
+
+    Run i of a sweep's file F has the place F/i.
+    """
     if path.is_file():
-        yield path, ""
+        runs = _object(path, _read(path)).get("runs")
+        yield from [(path / str(i), "") for i in range(len(runs))] if isinstance(runs, list) else [(path, "")]
         return
     if not path.is_dir():
         raise ValueError(f"{path} is not there: name a run directory, a sweep's folder or a file of results/")
@@ -108,11 +113,12 @@ def _missing(folder: Path) -> str:
 
 
 def _load(place: Path, name: str) -> Run:
-    if place.is_file():
-        about = _object(place, _read(place))
+    if place.is_file() or place.parent.is_file():
+        content = _read(place) if place.is_file() else _read(place.parent)["runs"][int(place.name)]
+        about = _object(place, content)
         if "eval" not in about:
             raise ValueError(f"{place} holds no scores: expected a run's JSON with the key 'eval'")
-        rows, selected = about.pop("eval"), {}
+        rows, selected = about.pop("eval"), {"final": about.pop("selection", {})}
     else:
         about, rows = _object(place / "run.json", _read(place / "run.json")), _read(place / "eval.json")
         kept = place / "select.json"
@@ -155,7 +161,8 @@ def _check_rows(place: Path, rows: Any) -> None:
         raise ValueError(f"{place}: its scores are damaged: expected a list of rows, got {str(rows)[:50]}")
     for number, row in enumerate(rows):
         whole = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in _TEXT)
-        if not whole or not _is_numbers({key: row.get(key) for key in _NUMBERS}):
+        # A control that could be asked of no row has no value.
+        if not whole or not (row.get("n") == 0 or _is_numbers({key: row.get(key) for key in _NUMBERS})):
             raise ValueError(f"{place}: row {number} of its scores is damaged: {str(row)[:80]}")
 
 

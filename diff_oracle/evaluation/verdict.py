@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diff_oracle.evaluation.controls import LINEAR_PROBE, MATCHED
+from diff_oracle.evaluation.results import MIN_DOCS
 from diff_oracle.tasks import TASKS
 
 Row = Mapping[str, Any]
@@ -24,6 +25,7 @@ class Part:
         task, question, site_group, split: As in eval.json.
         scores: Row of `matched` and of each control and yardstick, in the order of eval.json.
         gaps: Control -> row of matched - control.
+        not_asked: Controls that no row could be asked with.
     """
 
     task: str
@@ -32,6 +34,7 @@ class Part:
     split: str
     scores: dict[str, Row] = field(default_factory=dict)
     gaps: dict[str, Row] = field(default_factory=dict)
+    not_asked: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -51,7 +54,7 @@ class Part:
 
     @property
     def controls(self) -> list[str]:
-        """What matched has to beat.
+        """What matched is compared with.
 
         `sign_flipped` only where −diff has another answer: elsewhere a reader may be blind to the sign, and right.
         """
@@ -60,36 +63,47 @@ class Part:
         return [name for name in self.scores if name not in (MATCHED, *YARDSTICKS, *unsigned)]
 
     @property
+    def deciding(self) -> list[str]:
+        """The controls that were asked of at least `MIN_DOCS` documents: what matched has to beat."""
+        return [name for name in self.controls if self.gaps.get(name, self.scores[name])["n_docs"] >= MIN_DOCS]
+
+    @property
     def hardest(self) -> str | None:
-        """The control that matched is least above: on the same rows, the one that scores highest."""
+        """The deciding control that matched is least above: on the same rows, the one that scores highest."""
 
         def distance(control: str) -> float:
             if control in self.gaps:  # paired: not every row can be asked with every control
                 return self.gaps[control]["value"]
             return self.scores[MATCHED]["value"] - self.scores[control]["value"]
 
-        return min(self.controls, key=distance, default=None) if MATCHED in self.scores else None
+        return min(self.deciding, key=distance, default=None) if MATCHED in self.scores else None
 
     @property
     def unbeaten(self) -> list[str]:
         """Controls that matched is not shown to be above: the gap's interval reaches zero, or was not measured."""
-        return [name for name in self.controls if name not in self.gaps or self.gaps[name]["ci_low"] <= 0]
+        return [name for name in self.deciding if name not in self.gaps or self.gaps[name]["ci_low"] <= 0]
 
     @property
     def verdict(self) -> str:
-        """`READ` where matched is above every control that was asked."""
-        return READ if self.controls and not self.unbeaten else NOT_SHOWN
+        """`READ` where matched is above every deciding control."""
+        return READ if self.deciding and not self.unbeaten else NOT_SHOWN
 
     @property
     def reason(self) -> str:
-        """What the verdict stands on: which controls are beaten, or which stand in the way."""
-        if not self.controls:
-            return "no control was asked"
-        if self.unbeaten:
-            return f"not above {', '.join(self.unbeaten)}"
-        return (
-            f"above all {len(self.controls)} controls" if len(self.controls) > 1 else f"above {self.controls[0]} alone"
-        )
+        """What the verdict stands on: how many controls decide, which are not beaten, and which could not decide."""
+        few = [name for name in self.controls if name not in self.deciding]
+        notes = {"not asked": self.not_asked, f"asked of fewer than {MIN_DOCS} documents": few}
+        return "; ".join([self._compared(), *(f"{note}: {', '.join(names)}" for note, names in notes.items() if names)])
+
+    def _compared(self) -> str:
+        names, number = self.unbeaten, len(self.deciding)
+        if number == 0:
+            return "no control to decide by"
+        if number == 1:
+            return f"{'not ' if names else ''}above {self.deciding[0]} alone"
+        if len(names) in (0, number):
+            return f"above {'none of' if names else 'all'} {number} controls"
+        return f"not above {', '.join(names)} ({len(names)} of {number} controls)"
 
 
 def split_parts(rows: Sequence[Row]) -> list[Part]:
@@ -98,8 +112,12 @@ def split_parts(rows: Sequence[Row]) -> list[Part]:
     for row in rows:
         key = (row["task"], row["question"], row["site_group"], row["split"])
         part, control = parts.setdefault(key, Part(*key)), row["control"]
-        into, name = (part.gaps, control.removeprefix(_GAP)) if control.startswith(_GAP) else (part.scores, control)
-        into[name] = row
+        if not row["n"]:
+            part.not_asked.append(control)
+        elif control.startswith(_GAP):
+            part.gaps[control.removeprefix(_GAP)] = row
+        else:
+            part.scores[control] = row
     return list(parts.values())
 
 

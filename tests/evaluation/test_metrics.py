@@ -1,16 +1,30 @@
-"""Rows are asked what they can answer, and the selection metric is a gap."""
+"""Rows are asked what they can answer, with every control that is there, and the selection metric is a gap."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diff_oracle.evaluation import metrics
 from diff_oracle.evaluation.metrics import (
     EvaluationConfig,
+    Evaluator,
     asked_rows,
     mean_score,
     selection_metric,
 )
+from diff_oracle.oracle.adapter import LoraOptions
+from diff_oracle.oracle.injection import InjectionConfig
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.prompt import PromptConfig
+from diff_oracle.oracle.storage import OracleConfig
+from diff_oracle.records import DiffDataset
+from diff_oracle.subject.loading import SubjectConfig
 from diff_oracle.tasks.attention import Attention
-from tests.tasks.made import VOCABULARY, attention, make_record, make_rows
+from diff_oracle.tasks.logit_lens import LogitLens, LogitLensConfig
+from diff_oracle.training.holdout import HoldoutConfig
+from tests.tasks.made import VOCABULARY, attention, make_record, make_rows, mixed_records
 
 
 def test_the_selection_metric_is_the_mean_gap_to_shuffled() -> None:
@@ -52,3 +66,50 @@ def test_nothing_asked_is_refused(name: str) -> None:
 def test_an_unknown_control_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown control 'noise': choose from matched, shuffled"):
         EvaluationConfig(controls=["noise"])
+
+
+@pytest.fixture
+def evaluator(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Evaluator]:
+    """Of made-up rows, no two of which share a context, and an oracle that always says the same."""
+    monkeypatch.setattr(metrics, "answer", lambda oracle, prompts, questions, batch_size: ["?"] * len(prompts))
+    oracle = Oracle.create(SubjectConfig(), OracleConfig(LoraOptions(rank=1), PromptConfig(), InjectionConfig()))
+    width = oracle.identity.d_model
+    splits = {
+        split: make_rows(mixed_records(72, seed), "logit_lens", width=width)
+        for seed, split in enumerate(("train", "select", "test"))
+    }
+    dataset, task = DiffDataset(Path("made"), {"counts": {}}, splits), LogitLens(LogitLensConfig(k=8, num_asked=3))
+    task.fit(dataset.split("train"), VOCABULARY)
+
+    def build(num_rows: int = 30, **held_out: object) -> Evaluator:
+        asked = EvaluationConfig(num_rows=num_rows, resamples=20)
+        return Evaluator(oracle, dataset, [task], asked, 0, HoldoutConfig(**held_out))  # type: ignore[arg-type]
+
+    return build
+
+
+def test_a_control_without_partners_is_told_and_one_that_is_none_of_the_task_is_not(
+    evaluator: Callable[..., Evaluator],
+) -> None:
+    results = evaluator().evaluate("test")
+    lines = {r.control: r for r in results if (r.question, r.site_group) == ("promoted", "all")}
+    assert {control for control, line in lines.items() if line.n == 0} == {"wrong_site"}
+    assert lines["wrong_site"].value is None and "matched - wrong_site" not in lines
+    assert "recency" not in lines and lines["linear_probe"].n == lines["matched"].n > 0
+
+
+def test_the_probe_is_not_asked_on_the_split_that_chose_it(
+    evaluator: Callable[..., Evaluator], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        results = evaluator().evaluate("select")
+    assert results and not any("linear_probe" in r.control for r in results)
+    assert "no linear probe on split select" in caplog.text
+
+
+def test_rows_that_no_line_would_report_are_refused_before_anything_is_asked(
+    evaluator: Callable[..., Evaluator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluator, "_scores", lambda *given: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=r"nothing of split test can be reported: .* raise evaluation.num_rows=5"):
+        evaluator(5, layers=[0, 1]).evaluate("test")

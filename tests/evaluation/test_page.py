@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -17,6 +16,7 @@ from diff_oracle.evaluation import page as page_module
 from diff_oracle.evaluation.page import render_page
 from diff_oracle.evaluation.runs import load_runs
 from diff_oracle.evaluation.verdict import split_parts
+from tests.browsing import chromium, opened
 from tests.evaluation.made import GUESSED_ROWS, READ_ROWS, make_row, make_rows, make_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -114,7 +114,8 @@ def test_verdicts_come_first_and_name_what_stands_in_the_way(single: Page) -> No
             "site_prior", "0.552 [0.502, 0.602]", "0.261 [0.211, 0.311]", "60 (20)",
         ],
         [
-            "logit_lens: yes_no precision", "not shown: not above site_prior", "0.600 [0.550, 0.650]",
+            "logit_lens: yes_no precision", "not shown: not above site_prior (1 of 2 controls)",
+            "0.600 [0.550, 0.650]",
             "site_prior", "0.580 [0.530, 0.630]", "0.020 [-0.030, 0.070]", "60 (20)",
         ],
     ]  # fmt: skip
@@ -123,7 +124,7 @@ def test_verdicts_come_first_and_name_what_stands_in_the_way(single: Page) -> No
 
 def test_held_out_and_kinds_of_sites_have_tables_of_their_own(single: Page) -> None:
     assert [row[:3] for row in single.table("held-out wordings and sites")[1:]] == [
-        ["logit_lens: promoted, held-out wording precision", "all", "not shown: not above shuffled"]
+        ["logit_lens: promoted, held-out wording precision", "all", "not shown: not above shuffled alone"]
     ]
     assert [row[:3] for row in single.table("kinds of sites")[1:]] == [
         ["logit_lens: promoted precision", "heads", "read from the diff: above shuffled alone"]
@@ -169,7 +170,7 @@ def test_a_run_that_lacks_what_others_have_is_shown_all_the_same(tmp_path: Path)
     (folder / "run.json").write_text("{}")
     page = show(folder)
     assert [row[:2] for row in page.table("wordings as in training")[1:]] == [
-        ["logit_lens: promoted precision", "not shown: not above moonlight"]
+        ["logit_lens: promoted precision", "not shown: not above moonlight alone"]
     ]
     assert [row[3] for row in page.table("every score")[1:]] == ["matched", "moonlight", "shuffled"]
 
@@ -189,6 +190,18 @@ def test_runs_side_by_side(several: Page) -> None:
          "0.812 [0.762, 0.862]", "0.261 [0.211, 0.311] to site_prior: read from the diff",
          "0.600 [0.550, 0.650]", "0.020 [-0.030, 0.070] to site_prior: not shown"],
     ]  # fmt: skip
+
+
+def test_what_is_left_where_the_diff_is_taken_away_is_said(single: Page) -> None:
+    said = " ".join(single.text.split())
+    assert "inputs diff_before and before_after): there none is that state alone" in said
+
+
+def test_a_control_that_was_not_asked_is_named_beside_the_verdict(tmp_path: Path) -> None:
+    absent = make_row("wrong_site", 0.0, n=0, n_docs=0) | dict.fromkeys(("value", "ci_low", "ci_high"))
+    page = show(make_run(tmp_path / "demo", [*READ_ROWS, absent]))
+    (line,) = page.table("wordings as in training")[1:]
+    assert line[1] == "read from the diff: above all 2 controls; not asked: wrong_site"
 
 
 def test_failed_jobs_are_named_and_runs_can_be_reached(several: Page) -> None:
@@ -296,34 +309,21 @@ def test_colours_have_contrast_in_light_dark_and_print(several_html: str) -> Non
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
-def opened(browser: Any, several_html: str, tmp_path: Path) -> Iterator[Any]:
-    """The page of several runs in a browser as wide as a phone; what goes wrong in it fails the test."""
+def shown(browser: Any, several_html: str, tmp_path: Path) -> Iterator[Any]:
+    """The page of several runs in a browser as wide as a phone."""
     file = tmp_path / "report.html"
     file.write_text(several_html, encoding="utf-8")
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    trouble: list[str] = []
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("console", lambda message: trouble.append(message.text))
-    page.on("request", lambda request: trouble.append(request.url))
-    page.goto(file.as_uri())
-    yield page
-    page.close()
-    assert trouble == [file.as_uri()]
+    with opened(browser, file.as_uri(), viewport={"width": 390, "height": 844}) as page:
+        yield page
 
 
-def test_a_heading_sorts_by_mouse_and_by_keyboard(opened: Any) -> None:
-    table = opened.locator("table.compared")
+def test_a_heading_sorts_by_mouse_and_by_keyboard(shown: Any) -> None:
+    table = shown.locator("table.compared")
 
     def names() -> list[str]:
         return [name.strip() for name in table.locator("tbody th").all_inner_texts()]
@@ -331,12 +331,12 @@ def test_a_heading_sorts_by_mouse_and_by_keyboard(opened: Any) -> None:
     table.get_by_role("button", name="matched").first.click()
     assert names() == ["1", "0", "3"]  # the best number first, ties as they were
     table.get_by_role("button", name="selection score").focus()
-    opened.keyboard.press("Enter")
-    opened.keyboard.press("Enter")
+    shown.keyboard.press("Enter")
+    shown.keyboard.press("Enter")
     assert names() == ["0", "3", "1"]  # the blank last in ascending order too
     assert table.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
 
 
-def test_a_phone_shows_the_page_without_scrolling_sideways(opened: Any) -> None:
-    opened.locator("details").evaluate_all("all => all.forEach(details => details.open = true)")
-    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+def test_a_phone_shows_the_page_without_scrolling_sideways(shown: Any) -> None:
+    shown.locator("details").evaluate_all("all => all.forEach(details => details.open = true)")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 390

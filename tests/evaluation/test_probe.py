@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from diff_oracle.evaluation.probe import LinearProbe, RidgeReadout, features
+from diff_oracle.evaluation import probe as probe_module
+from diff_oracle.evaluation.probe import LinearProbe, Probes
+from diff_oracle.evaluation.readout import RidgeReadout, features
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.records import Record
+from diff_oracle.records import DiffDataset, Record
 from diff_oracle.tasks import Question, Task
 from diff_oracle.tasks.attention import DISTANCES, Attention
-from diff_oracle.tasks.layer_skip import NO_CHANGE, SIZES, LayerSkip, LayerSkipConfig
+from diff_oracle.tasks.claims import NO_CHANGE
+from diff_oracle.tasks.layer_skip import SIZES, LayerSkip, LayerSkipConfig
 from diff_oracle.tasks.logit_lens import LogitLens, LogitLensConfig
 from diff_oracle.tasks.text import token_list
+from diff_oracle.training.holdout import HoldoutConfig
 from tests.tasks.made import VOCABULARY, attention, layer_skip, make_record, make_rows
 
 D_MODEL, K, NUM_ASKED = 12, 3, 2
@@ -68,7 +73,9 @@ def swapped(records: Sequence[Record]) -> list[Record]:
 
 
 def fit(task: Task, kind: str, train: Sequence[Record], select: Sequence[Record]) -> LinearProbe:
-    return LinearProbe.fit(task, kind, train, select, vocabulary=VOCABULARY)
+    train, select = ([row for row in rows if kind in task.kinds_for(row)] for rows in (train, select))
+    readout = RidgeReadout(train, [task.targets(row, kind) for row in train])
+    return LinearProbe.fit(task, kind, readout, select, vocabulary=VOCABULARY)
 
 
 def ask(task: Task, kind: str, records: Sequence[Record]) -> list[Question]:
@@ -213,8 +220,10 @@ def test_the_readout_is_ridge_regression(site_penalty: float) -> None:
             rest = y[rows] - centred[rows] @ pooled.coef_.T
             own = Ridge(alpha=site_penalty).fit(x[rows], rest)
             expected += own.predict(test) - rest.mean(axis=0)
-        np.testing.assert_allclose(readout.raised([str(site)] * 20, test, weights, site_penalty), expected, atol=1e-9)
-    new = readout.raised(["L9"] * 20, test, weights, 1.0)
+        np.testing.assert_allclose(
+            readout.raised(np.array([site] * 20), test, weights, site_penalty), expected, atol=1e-9
+        )
+    new = readout.raised(np.array(["L9"] * 20), test, weights, 1.0)
     np.testing.assert_allclose(new, (test - x.mean(axis=0)) @ weights, atol=1e-9)
 
 
@@ -225,10 +234,49 @@ def test_shares_of_a_site_are_drawn_towards_those_of_all_and_never_certain() -> 
     assert readout.share("L9") == pytest.approx([1 - 0.5 / 32, 2 / 32])
 
 
-def test_a_kind_that_no_row_can_be_asked_is_refused() -> None:
+def dataset(train: Sequence[Record], select: Sequence[Record], *tasks: str) -> DiffDataset:
+    splits = {"train": train, "select": select}
+    rows = {split: make_rows(records, *tasks, width=D_MODEL) for split, records in splits.items()}
+    return DiffDataset(Path("made"), {"counts": {}}, rows)
+
+
+def test_kinds_with_the_same_targets_share_a_readout_and_answer_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(probe_module, "RidgeReadout", lambda *given: made.append(RidgeReadout(*given)) or made[-1])
+    task, few = lens_task(TRAIN), TEST[:40]
+    probes = Probes(dataset(TRAIN, SELECT, "logit_lens"), VOCABULARY, 900, HoldoutConfig(), 3)
+    fitted = {kind: probes.fit(task, kind) for kind in task.kinds}
+    assert all(fitted.values()) and len(made) == 2
+    readouts = {kind: probe.readout for kind, probe in fitted.items() if probe}
+    assert readouts["promoted"] is readouts["yes_no"] is readouts["choice"] is not readouts["suppressed"]
+    for kind, probe in fitted.items():
+        alone = Probes(dataset(TRAIN, SELECT, "logit_lens"), VOCABULARY, 900, HoldoutConfig(), 3).fit(task, kind)
+        assert probe and alone and probe.answers(few, ask(task, kind, few)) == alone.answers(few, ask(task, kind, few))
+
+
+def test_a_kind_of_few_rows_is_read_by_the_readout_of_one_that_all_of_them_can_be_asked() -> None:
     task, (train, select, _) = skip_rows()
-    still = [record for record in train if record.labels["kl"] < 0.02]
-    with pytest.raises(ValueError, match="no train row can be asked layer_skip/yes_no: give the probe more rows"):
-        fit(task, "yes_no", still, select)
-    with pytest.raises(ValueError, match="no select row can be asked layer_skip/yes_no"):
-        fit(task, "yes_no", train, still)
+    probes = Probes(dataset(train, select, "layer_skip"), VOCABULARY, 10**6, HoldoutConfig(), 0)
+    gained, yes_no, lost, size = (probes.fit(task, kind) for kind in ("gained", "yes_no", "lost", "size"))
+    assert gained and yes_no and lost and size
+    assert yes_no.readout is gained.readout  # where nothing changes, only the lists and the size can be asked
+    assert len({id(probe.readout) for probe in (gained, lost, size)}) == 3
+
+
+def test_sites_held_out_of_training_are_not_fitted() -> None:
+    task = lens_task(TRAIN)
+    probes = Probes(dataset(TRAIN, SELECT, "logit_lens"), VOCABULARY, 10**6, HoldoutConfig(layers=[1, 2]), 0)
+    probe, alone = probes.fit(task, "choice"), [record for record in TRAIN if record.site == "L0"]
+    assert probe is not None
+    expected = RidgeReadout(alone, [task.targets(record, "choice") for record in alone])
+    np.testing.assert_allclose(np.sort(probe.readout.share("L1")), np.sort(expected.share("L1")))
+    np.testing.assert_allclose(np.sort(probe.readout.share("L0")), np.sort(expected.share("L0")))
+
+
+def test_a_kind_that_no_row_can_be_asked_has_no_probe(caplog: pytest.LogCaptureFixture) -> None:
+    task, (train, select, _) = skip_rows()
+    still = [record for record in select if record.labels["kl"] < 0.02]
+    probes = Probes(dataset(train, still, "layer_skip"), VOCABULARY, 10**6, HoldoutConfig(), 0)
+    assert probes.fit(task, "yes_no") is None
+    assert "no linear probe of layer_skip/yes_no" in caplog.text
+    assert probes.fit(task, "size") is not None

@@ -8,12 +8,13 @@ from rich.table import Table
 from diff_oracle.evaluation.report import (
     HEADER,
     markdown_table,
+    markdown_verdicts,
     runs_table,
     table_lines,
     terminal_table,
     verdict_table,
 )
-from tests.evaluation.made import GUESSED_ROWS, READ_ROWS, make_rows
+from tests.evaluation.made import GUESSED_ROWS, READ_ROWS, make_row, make_rows
 
 
 def row(question: str, group: str, control: str, value: float) -> dict[str, object]:
@@ -107,9 +108,18 @@ def test_verdicts_in_the_terminal() -> None:
     assert shown(verdict_table([*READ_ROWS, *GUESSED_ROWS])) == [
         ["logit_lens: promoted", "read from the diff: above all 2 controls", "0.812 [0.762, 0.862]",
          "site_prior 0.552", "0.261 [0.211, 0.311]"],
-        ["logit_lens: yes_no", "not shown: not above site_prior", "0.600 [0.550, 0.650]",
+        ["logit_lens: yes_no", "not shown: not above site_prior (1 of 2 controls)", "0.600 [0.550, 0.650]",
          "site_prior 0.580", "0.020 [-0.030, 0.070]"],
     ]  # fmt: skip
+
+
+def test_markdown_says_how_many_controls_stand_behind_a_verdict_and_which_were_not_asked() -> None:
+    absent = make_row("wrong_site", 0.0, n=0, n_docs=0) | dict.fromkeys(("value", "ci_low", "ci_high"))
+    rows = [*READ_ROWS, absent, *GUESSED_ROWS]
+    *_, read, guessed = (line.split(" | ")[-1].removesuffix(" |") for line in markdown_verdicts(rows).splitlines())
+    assert read == "**read from the diff**: above all 2 controls; not asked: wrong_site"
+    assert guessed == "not shown: not above site_prior (1 of 2 controls)"
+    assert "| logit_lens: promoted | all | wrong_site | not asked |  | 0 (0) |" in markdown_table(rows)
 
 
 def test_several_runs_in_the_terminal() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diff_oracle.evaluation.results import MIN_GROUP_DOCS, Result, summarise
+from diff_oracle.evaluation.results import MIN_DOCS, Result, summarise
 from diff_oracle.records import Record
 from diff_oracle.tasks import Question
 from diff_oracle.training.holdout import HoldoutConfig
@@ -12,13 +12,11 @@ CONTROLS = ("matched", "shuffled", "site_prior")
 
 
 def summarised(
-    num_docs: int = 24, missing: bool = False, **held_out: object
+    num_docs: int = 24, missing: bool = False, absent: bool = False, **held_out: object
 ) -> tuple[list[Result], dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Results, scores, which rows had held-out wordings, and each row's site: six rows a document, the first rare."""
     rng = np.random.default_rng(0)
-    sites = np.array(
-        ["L0H1" if doc < MIN_GROUP_DOCS - 1 and i == 0 else "L1" for doc in range(num_docs) for i in range(6)]
-    )
+    sites = np.array(["L0H1" if doc < MIN_DOCS - 1 and i == 0 else "L1" for doc in range(num_docs) for i in range(6)])
     records = [
         Record(str(site), 8, (1,), np.ones(2, np.float32), np.ones(2, np.float32), f"doc{i // 6}", {})
         for i, site in enumerate(sites)
@@ -28,6 +26,8 @@ def summarised(
     scores = {control: rng.random(len(sites)) for control in CONTROLS}
     if missing:
         scores["shuffled"][::2] = np.nan
+    if absent:
+        scores["same_document"] = np.full(len(sites), np.nan)
     found = summarise(records, questions, scores, "test", 300, 0, HoldoutConfig(**held_out))  # type: ignore[arg-type]
     return found, scores, heldout, sites
 
@@ -66,6 +66,14 @@ def test_a_gap_is_over_the_rows_that_have_the_control() -> None:
         first, _, second = control.partition(" - ")
         values = scores[first] - (scores[second] if second else 0)
         assert (line.n, line.value) == (mask.sum(), pytest.approx(values[mask].mean()))
+
+
+def test_a_control_that_no_row_can_be_asked_with_has_a_line_without_a_value() -> None:
+    results, *_ = summarised(absent=True)
+    lines = [r for r in results if r.control == "same_document"]
+    assert {(r.question, r.site_group) for r in lines} == {(r.question, r.site_group) for r in results}
+    assert {(r.value, r.ci_low, r.ci_high, r.n, r.n_docs) for r in lines} == {(None, None, None, 0, 0)}
+    assert not any(r.control == "matched - same_document" for r in results)
 
 
 def test_sites_held_out_of_training_have_lines_of_their_own() -> None:

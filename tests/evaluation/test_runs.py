@@ -28,6 +28,27 @@ def test_a_file_of_results_is_a_run_without_a_curve(tmp_path: Path) -> None:
     assert (run.history, run.selection_score) == ([], None)
 
 
+def test_a_sweep_s_file_holds_several_runs(tmp_path: Path) -> None:
+    entry = {"command": "x", "eval": READ_ROWS, "selection": SELECTION}
+    entries = [entry | {"config": {"seed": seed}} for seed in range(2)]
+    (tmp_path / "seeds.json").write_text(json.dumps({"command": "x", "runs": entries}))
+    runs, failed = load_runs([tmp_path / "seeds.json"])
+    assert [(run.name, run.settings, run.rows) for run in runs] == [
+        ("0", {"seed": 0}, READ_ROWS),
+        ("1", {"seed": 1}, READ_ROWS),
+    ]
+    assert [run.selection_score for run in runs] == [0.5, 0.5] and failed == []
+    (tmp_path / "seeds.json").write_text(json.dumps({"runs": [entry, {"command": "x"}]}))
+    with pytest.raises(ValueError, match="seeds.json/1 holds no scores"):
+        load_runs([tmp_path / "seeds.json"])
+
+
+def test_a_control_that_was_not_asked_has_no_value(tmp_path: Path) -> None:
+    absent = make_row("wrong_site", 0.0, n=0) | dict.fromkeys(("value", "ci_low", "ci_high"))
+    ((run,), _) = load_runs([make_run(tmp_path / "demo", [*READ_ROWS, absent])])
+    assert run.rows[-1] == absent
+
+
 def test_a_run_without_select_json_has_no_curve(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "evaluated")
     (folder / "select.json").unlink()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from diff_oracle.evaluation.results import MIN_DOCS
 from diff_oracle.evaluation.verdict import Part, judged, split_parts
 from tests.evaluation.made import Rows, make_row, make_rows
 
@@ -23,17 +24,38 @@ ABOVE = {"matched": 0.8, "shuffled": 0.3, "site_prior": 0.5, "random": 0.1}
     [
         (make_rows(ABOVE), "read from the diff", "above all 3 controls"),
         (make_rows({"matched": 0.8, "shuffled": 0.3}), "read from the diff", "above shuffled alone"),
-        (make_rows(ABOVE | {"random": 0.78}), "not shown", "not above random"),
-        (make_rows(ABOVE | {"shuffled": 0.9, "sign_flipped": 0.79}), "not shown", "not above shuffled, sign_flipped"),
-        (make_rows(ABOVE, width=0.62), "not shown", "not above site_prior"),  # 0.3 ± 0.31 holds zero
-        (without(make_rows(ABOVE), "matched - random"), "not shown", "not above random"),
-        (make_rows({"matched": 0.8}), "not shown", "no control was asked"),
+        (make_rows({"matched": 0.8, "shuffled": 0.8}), "not shown", "not above shuffled alone"),
+        (make_rows(ABOVE | {"random": 0.78}), "not shown", "not above random (1 of 3 controls)"),
+        (make_rows(ABOVE | {"shuffled": 0.9, "none": 0.79}), "not shown", "not above shuffled, none (2 of 4 controls)"),
+        (make_rows(ABOVE, width=0.62), "not shown", "not above site_prior (1 of 3 controls)"),  # 0.3 ± 0.31 holds zero
+        (make_rows(ABOVE, width=9.0), "not shown", "above none of 3 controls"),
+        (without(make_rows(ABOVE), "matched - random"), "not shown", "not above random (1 of 3 controls)"),
+        (make_rows({"matched": 0.8}), "not shown", "no control to decide by"),
         (make_rows(ABOVE | {"linear_probe": 0.95}), "read from the diff", "above all 3 controls"),
-        (make_rows({"matched": 0.8, "linear_probe": 0.1}), "not shown", "no control was asked"),
+        (make_rows({"matched": 0.8, "linear_probe": 0.1}), "not shown", "no control to decide by"),
     ],
 )
 def test_verdict(rows: Rows, verdict: str, reason: str) -> None:
     assert (part(rows).verdict, part(rows).reason) == (verdict, reason)
+
+
+def test_a_control_that_could_not_be_asked_decides_nothing_and_is_named() -> None:
+    absent = make_row("wrong_site", 0.0, n=0, n_docs=0) | dict.fromkeys(("value", "ci_low", "ci_high"))
+    found = part([*make_rows(ABOVE), absent])
+    assert (found.verdict, found.reason) == ("read from the diff", "above all 3 controls; not asked: wrong_site")
+    assert found.hardest == "site_prior" and "wrong_site" not in found.scores
+
+
+@pytest.mark.parametrize("value", [0.9, 0.1])
+def test_few_documents_decide_neither_for_nor_against(value: float) -> None:
+    rows = make_rows(ABOVE | {"same_document": value})
+    for row in rows:
+        row["n_docs"] = MIN_DOCS - 1 if "same_document" in row["control"] else MIN_DOCS
+    assert part(rows).reason == "above all 3 controls; asked of fewer than 10 documents: same_document"
+    assert part(rows).hardest == "site_prior"
+    few = part([row | {"n_docs": MIN_DOCS - 1} for row in rows])
+    assert (few.verdict, few.hardest) == ("not shown", None)
+    assert few.reason.startswith("no control to decide by; asked of fewer than 10 documents: shuffled, site_prior")
 
 
 def test_the_hardest_control_scores_highest_and_is_no_yardstick() -> None:
