@@ -20,7 +20,7 @@ from diff_oracle.oracle.model import Oracle
 from diff_oracle.provenance import provenance
 from diff_oracle.records import Split, open_dataset
 from diff_oracle.subject.loading import pick_device
-from diff_oracle.tasks import make_tasks
+from diff_oracle.tasks import Task, make_tasks
 from diff_oracle.training.holdout import HoldoutConfig
 
 
@@ -52,13 +52,7 @@ def run(config: EvaluateConfig) -> None:
         raise ValueError(f"oracle={source} is no run directory of diff_oracle.train: it has no run.json")
     if Path(config.run_dir).resolve() == source.resolve():
         raise ValueError(f"run_dir={config.run_dir} is the oracle's own folder: choose another one")
-    try:
-        trained = json.loads((source / "run.json").read_text())
-        dataset_dir, tasks = Path(trained["dataset"]), make_tasks(trained["config"]["tasks"])
-        settings, seed = EvaluationConfig(**trained["config"]["evaluation"]), trained["config"]["seed"]
-        holdout = HoldoutConfig(**trained["config"]["holdout"])
-    except (KeyError, TypeError, ValueError) as error:  # cut off, edited by hand, or by another version
-        raise ValueError(f"{source / 'run.json'} cannot be read: {type(error).__name__}: {error}") from error
+    dataset_dir, tasks, settings, holdout, seed = _read_settings(source / "run.json")
     oracle = Oracle.from_pretrained(source / "oracle", device)
     if config.data_dir is not None:
         dataset_dir = Path(config.data_dir) / dataset_dir.name
@@ -76,6 +70,20 @@ def run(config: EvaluateConfig) -> None:
     }
     (Path(config.run_dir) / "run.json").write_text(json.dumps(about, indent=2) + "\n")
     print_table(rows)
+
+
+def _read_settings(file: Path) -> tuple[Path, list[Task], EvaluationConfig, HoldoutConfig, int]:
+    """A run's dataset, tasks, settings, what it held out, and its seed."""
+    try:
+        about = json.loads(file.read_text())
+        dataset_dir, config = Path(about["dataset"]), about["config"]
+        tasks, settings = make_tasks(config["tasks"]), EvaluationConfig(**config["evaluation"])
+        return dataset_dir, tasks, settings, HoldoutConfig(**config["holdout"]), config["seed"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} cannot be read: {type(error).__name__}: {error}; it is damaged, or another version of diff_oracle "
+            "wrote it: evaluate with that version, or train again"
+        ) from error
 
 
 main = entry_point("evaluate", EvaluateConfig, run)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diff_oracle.evaluation.comparison import compare
-from diff_oracle.evaluation.report import markdown, markdown_table, markdown_verdicts, score_text
+from diff_oracle.evaluation.report import markdown, markdown_table, markdown_verdicts
 from diff_oracle.evaluation.runs import Run, load_runs
 from diff_oracle.evaluation.verdict import judged, split_parts
 
@@ -47,7 +47,8 @@ def save_sweep(folder: Path, name: str) -> None:
         raise ValueError(f"{folder}: job {failed[0].name} failed: {failed[0].reason}")
     content = []
     for run in runs:
-        kept = [row for part in judged(split_parts(run.rows)) for row in (*part.scores.values(), *part.gaps.values())]
+        shown = {(part.question, part.site_group) for part in judged(split_parts(run.rows))}
+        kept = [row for row in run.rows if (row["question"], row["site_group"]) in shown]
         content.append(_about(run.about, folder) | {"selection": run.selection, "eval": kept})
     first = content[0]
     _write(name, {key: first[key] for key in ("command", "commit", "machine", "versions")} | {"runs": content})
@@ -101,20 +102,19 @@ def _show_run(result: dict[str, Any]) -> str:
 
 
 def _show_sweep(result: dict[str, Any]) -> str:
-    """One line a run: where it differs, its training time, and the gap of each question to its hardest control."""
+    """One line a run: where it differs, its training time, and what each question has shown."""
     runs = [Run(str(i), about, about["eval"], [], about["selection"]) for i, about in enumerate(result["runs"])]
     comparison = compare(runs)
-    questions = {name: parts for name, parts in comparison.questions.items() if "wording" not in name}
-    settings = {key: values for key, values in comparison.settings.items() if key not in ("commit", "seed")}
-    header = [*(key.rpartition(".")[2] for key in settings), "train (s)", *questions]
-    lines = [header]
+    questions = list(comparison.questions)
+    lines = [[*(key.rpartition(".")[2] for key in comparison.settings), "train (s)", *questions]]
     for i, seconds in enumerate(comparison.seconds):
-        cells = [parts[i] for parts in questions.values()]
-        gaps = ["" if part is None else score_text(part.gaps.get(part.hardest or "")) for part in cells]
-        lines.append([*(values[i] for values in settings.values()), f"{seconds.value or 0:.0f}", *gaps])
+        cells = [(comparison.matched(name)[i], comparison.gap(name)[i]) for name in questions]
+        shown = ["<br>".join(f"{c.value:.3f} {c.interval}" for c in pair if c.value is not None) for pair in cells]
+        lines.append([*(values[i] for values in comparison.settings.values()), f"{seconds.value or 0:.0f}", *shown])
     if len(questions) > len(runs):  # a long table is easier to read than a wide one
         lines = [list(column) for column in zip(*lines, strict=True)]
-    return f"{_origin(result)}\n\nMatched minus the hardest control, with its 95 % interval:\n\n{markdown(lines)}"
+    caption = "The score of the right diff, and below it the gap to the hardest control, each with its 95 % interval:"
+    return f"{_origin(result)}\n\n{caption}\n\n{markdown(lines)}"
 
 
 def _origin(about: Mapping[str, Any]) -> str:

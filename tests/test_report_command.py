@@ -56,12 +56,18 @@ def test_a_sweep_is_one_page(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert lines[-2:] == ["failed: 2: it has no run.json and no eval.json", "out/report.html"]
 
 
+def test_a_single_run_needs_no_brackets(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "runs=sweep/0", "run_dir=out")
+    assert Path("out/report.html").read_text(encoding="utf-8") == render_page(*load_runs(["sweep/0"]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["runs=[nowhere]", "run_dir=out"], "nowhere is not there"),
         (["runs=[sweep/2]", "run_dir=out"], "sweep/2 is neither a finished run"),
         (["run_dir=out"], "no run given: add runs=[RUN_DIR]"),
+        (["runs=nowhere", "run_dir=out"], "nowhere is not there"),
         (["runs=[damaged.json]", "run_dir=out"], "damaged.json is damaged"),
         (["runs=[sweep]", "run_dir=sweep/0"], "run_dir=sweep/0 is a run's own folder"),
         (["run=[sweep]", "run_dir=out"], "did you mean 'runs'?"),

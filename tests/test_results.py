@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diff_oracle.evaluation.runs import load_runs
 from scripts import results
 
 README = """# Title
@@ -80,15 +81,16 @@ def test_a_run_of_uncommitted_code_is_no_result(root: Path, commit: str | None) 
     assert not (root / "results" / "three.json").exists()
 
 
-def test_a_sweep_is_one_table_of_gaps(root: Path) -> None:
+def test_a_sweep_is_one_table(root: Path) -> None:
     sweep = root / "multirun"
-    for number, (steps, value) in enumerate(((100, 0.3), (200, 0.5))):
+    absent = row("wrong_site", 0.0) | {"value": None, "ci_low": None, "ci_high": None, "n": 0, "n_docs": 0}
+    for number, (steps, value) in enumerate(((100, 0.3), (200, 0.5), (200, 0.4))):
         folder = sweep / str(number)
         folder.mkdir(parents=True)
         about = json.loads((root / "runs" / "one" / "run.json").read_text())
-        about |= {"config": {"training": {"steps": steps}, "run_dir": str(folder)}, "versions": {}}
-        (folder / "run.json").write_text(json.dumps(about))
-        rows = [row("matched", value), row("shuffled", 0.1), row("matched - shuffled", value - 0.1)]
+        config = {"training": {"steps": steps}, "seed": number // 2, "run_dir": str(folder)}
+        (folder / "run.json").write_text(json.dumps(about | {"config": config, "versions": {}}))
+        rows = [row("matched", value), row("shuffled", 0.1), row("matched - shuffled", value - 0.1), absent]
         rows.append(row("matched", value) | {"site_group": "heads"})
         for name, score in (("matched", value), ("shuffled", 0.2), ("matched - shuffled", value - 0.2)):
             rows.append(row(name, score) | {"site_group": "held-out heads"})
@@ -96,12 +98,19 @@ def test_a_sweep_is_one_table_of_gaps(root: Path) -> None:
         (folder / "eval.json").write_text(json.dumps(rows))
     results.save_sweep(sweep, "steps")
     saved = json.loads((root / "results" / "steps.json").read_text())
-    assert [len(run["eval"]) for run in saved["runs"]] == [6, 6]
+    assert [len(run["eval"]) for run in saved["runs"]] == [7, 7, 7]
     readme = results.update_readme("<!-- results/steps.json -->\n<!-- end -->")
-    assert "| steps | train (s) | logit_lens: promoted | logit_lens: promoted, held-out heads |" in readme
-    assert "| 200 | 61 | 0.400 [0.100, 0.900] | 0.300 [0.100, 0.900] |" in readme
-    (sweep / "2").mkdir()
-    with pytest.raises(ValueError, match="job 2 failed"):
+    assert "| steps | seed | train (s) | logit_lens: promoted | logit_lens: promoted, held-out heads |" in readme
+    for steps, seed, matched, gap, held_out in ((200, 0, 0.5, 0.4, 0.3), (200, 1, 0.4, 0.3, 0.2)):
+        scores = [
+            f"{matched:.3f} [0.100, 0.900]<br>{above:.3f} [0.100, 0.900] to shuffled: read from the diff"
+            for above in (gap, held_out)
+        ]
+        assert f"| {steps} | {seed} | 61 | {' | '.join(scores)} |" in readme
+    runs, _ = load_runs([root / "results" / "steps.json"])  # what `report` reads
+    assert [run.settings["seed"] for run in runs] == [0, 0, 1]
+    (sweep / "3").mkdir()
+    with pytest.raises(ValueError, match="job 3 failed"):
         results.save_sweep(sweep, "steps")
 
 
