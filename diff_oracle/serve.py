@@ -283,10 +283,21 @@ def _whole(content: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def load_app(oracle: str, sites: list[str], device: str = "auto") -> App:
+    """The app of an oracle: a run directory, an oracle's folder, or an id on the hub.
+
+    Raises:
+        ValueError: There is no such oracle, or a site is unknown.
+    """
+    explainer, tasks = load_explainer(oracle, device=device)
+    if "explanation" not in (task.name for task in tasks):
+        explainer.free_question = None  # it was never taught to say what it wants
+    return App(explainer, sites, oracle)
+
+
 def run(config: ServeConfig) -> None:
     """Loads, then serves until Ctrl-C."""
-    explainer, _ = load_explainer(config.oracle, device=config.device)
-    app = App(explainer, config.sites, config.oracle)
+    app = load_app(config.oracle, config.sites, config.device)
     server = serve(app, config.port)
     print(f"http://localhost:{server.server_port}/  (Ctrl-C ends it)", flush=True)
     with server, suppress(KeyboardInterrupt):

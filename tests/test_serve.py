@@ -238,7 +238,7 @@ def test_the_app_in_a_browser(browser: Any, app: App, port: int) -> None:
         assert page.locator("#site-heading").inner_text() == "L0H1 at token 5"
         (diff,) = diffs_of_text(app.explainer.subject, TEXT, ["L0H1"], [5])
         page.get_by_label("Ask about this step").fill("Raises? <b>")
-        page.get_by_role("button", name="Ask").click()
+        page.get_by_role("button", name="Ask", exact=True).click()
         page.locator(".asked").wait_for()
         said = page.locator(".asked .token").evaluate_all("all => all.map(chip => chip.textContent)")
         expected = [line for line in app.explainer.oracle.ask(diff, "Raises? <b>").split("\n") if line]
