@@ -60,14 +60,12 @@ class Comparison:
 
     def gap(self, question: str) -> list[Cell]:
         """How far that is above the hardest control in each run, with the verdict."""
-
-        def cell(part: Part | None) -> tuple[float, str] | None:
+        cells: list[tuple[float, str] | None] = []
+        for part in self.questions[question]:
             gap = part.gaps.get(part.hardest or "") if part else None
-            return (
-                (float(gap["value"]), f"{_interval(gap)} to {part.hardest}: {part.verdict}") if part and gap else None
-            )
-
-        return _column([cell(part) for part in self.questions[question]])
+            shown = f"{_interval(gap)} to {part.hardest}: {part.verdict}" if part and gap else ""
+            cells.append((float(gap["value"]), shown) if gap else None)
+        return _column(cells)
 
 
 def compare(runs: Sequence[Run]) -> Comparison:

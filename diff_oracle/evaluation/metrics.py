@@ -189,14 +189,15 @@ def asked_rows(
         askable = task.askable(records)
         if among is not None:
             askable &= among[:, None]
-        if not askable.any():
+        drawn: dict[bytes, list[AskedRow]] = {}  # most kinds are asked of the same rows
+        for possible in askable.T:
+            if possible.tobytes() not in drawn:
+                drawn[possible.tobytes()] = drawer.draw(num_rows, possible)
+        if not any(drawn.values()):
             raise ValueError(
                 f"none of {len(records)} rows can be asked about {task.name}: choose other sites or more documents"
             )
-        drawn: dict[bytes, list[AskedRow]] = {}  # most kinds are asked of the same rows
         for kind, possible in zip(task.kinds, askable.T, strict=True):
-            if possible.tobytes() not in drawn:
-                drawn[possible.tobytes()] = drawer.draw(num_rows, possible)
             if rows := drawn[possible.tobytes()]:
                 yield task, kind, rows
             else:

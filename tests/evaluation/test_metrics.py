@@ -55,6 +55,9 @@ def test_every_kind_is_asked_of_rows_that_have_an_answer(caplog: pytest.LogCaptu
     assert "no row can be asked attention/choice: it is left out" in caplog.text
     with pytest.raises(ValueError, match="none of 8 rows can be asked about attention"):
         next(asked_rows(make_rows([mlp] * 8, "attention"), [task], 20, seed=0))
+    alone = make_rows([mlp, mlp, layer], "attention", per_document=1)  # no other document has the only row with a label
+    with pytest.raises(ValueError, match="none of 3 rows can be asked about attention"):
+        next(asked_rows(alone, [task], 20, seed=0))
 
 
 @pytest.mark.parametrize("name", ["num_rows", "curve_rows", "selection_rows", "batch_size", "resamples", "probe_rows"])
