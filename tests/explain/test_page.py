@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from diff_oracle.explain.explanations import Explanations
+from diff_oracle.explain.explanations import Claim, Explanations
 from diff_oracle.explain.page import render_page
 from tests.browsing import chromium, opened, serious_violations
 from tests.explain.made import CONVENTIONS, HOSTILE, make_explanation, make_explanations, make_text
@@ -207,7 +207,8 @@ def test_search_finds_what_was_said_and_measured_anywhere(page: Any) -> None:
 
 @pytest.mark.parametrize("tokens", [HOSTILE, ["<s>", EVIL, EVIL], ODD], ids=["hostile", "evil", "odd"])
 def test_text_is_data(browser: Any, tmp_path: Path, tokens: list[str]) -> None:
-    evil = {"promoted": [(EVIL, 1.0)], "explanation": EVIL, "next_token": EVIL}
+    claims = [Claim(EVIL, False), Claim("not a line of it", True)]
+    evil = {"promoted": [(EVIL, 1.0)], "explanation": f"{EVIL}\nelse", "next_token": EVIL, "explanation_claims": claims}
     items = [make_explanation(0, position, "L0H1", **evil) for position in range(1, len(tokens))]
     made = Explanations(EVIL, EVIL, {EVIL: EVIL}, [make_text(tokens), make_text([EVIL] * 2)], items)
     with opened(browser, show(made, tmp_path)) as page:
@@ -215,7 +216,8 @@ def test_text_is_data(browser: Any, tmp_path: Path, tokens: list[str]) -> None:
             token(page, position).click()
             assert page.locator("#site-heading").inner_text() == f"L0H1 at token {position}"
         assert page.locator("script").count() == 2 and page.locator("img").count() == 0
-        assert page.locator("#site-body .claims").inner_text() == EVIL
+        said = page.locator("#site-body .claims .line").evaluate_all("all => all.map(line => line.textContent)")
+        assert said == [f"{EVIL}✗ wrong", "else", "not a line of it✓ right"]
         texts = [page.evaluate(f"options()[{i}].textContent") for i in range(len(tokens))]
     if tokens is ODD:
         assert texts == ["<s>", "a", "↵\n", "⇥", "␣␣␣", "∅", "😀", "⟨202E⟩", "⟨200B⟩", " b"]
