@@ -7,6 +7,7 @@ import pytest
 from data_gen.build import BuildConfig
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
+from diff_oracle.explain.__main__ import ExplainConfig
 from diff_oracle.report import ReportConfig
 from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
@@ -49,6 +50,12 @@ def test_tasks_compose_together(name: str, schema: type[BuildConfig]) -> None:
 
 def test_evaluate_composes() -> None:
     assert compose("evaluate", EvaluateConfig, ["oracle=runs/demo"]).split == "test"
+
+
+def test_explain_composes() -> None:
+    config = compose("explain", ExplainConfig, ["oracle=runs/demo", "position=[3,-1]", "sites.names=[L5H3,layers]"])
+    assert (config.position, config.sites.names) == ([3, -1], ["L5H3", "layers"])
+    assert compose("explain", ExplainConfig, ["oracle=runs/demo", "position=all"]).position == "all"
 
 
 def test_report_composes() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from diff_oracle.evaluation.metrics import answer
 from diff_oracle.explain.explanations import Answer, Claim
 from diff_oracle.oracle.model import Oracle
-from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.records import Record
 from diff_oracle.subject.model import Subject
 from diff_oracle.tasks import Question, Task
@@ -19,7 +18,7 @@ from diff_oracle.tasks.text import Vocabulary, parse_token_list
 from diff_oracle.tasks.truth import measured
 
 FREE_QUESTION = PHRASINGS["explain"]["seen"][0]
-_MAX_ANSWER_TOKENS = 32
+_TOKENS_A_LINE = 3  # of a list: a mark, a token, a line break
 _MAX_EXPLANATION_TOKENS = 96
 
 
@@ -39,9 +38,13 @@ def standard_answers(
         kinds[question.task, question.kind].append(row)
     given = [""] * len(rows)
     for of_kind in kinds.values():
-        questions = [rows[row][2] for row in of_kind]
+        task, questions = rows[of_kind[0]][1], [rows[row][2] for row in of_kind]
         prompts = [oracle.prompts.about(records[rows[row][0]], rows[row][2].text) for row in of_kind]
-        for row, text in zip(of_kind, _answer_kind(oracle, prompts, questions, batch_size), strict=True):
+        if questions[0].choices:
+            found = answer(oracle, prompts, questions, batch_size)
+        else:
+            found = oracle.generate(prompts, _TOKENS_A_LINE * task.config.num_asked, batch_size)
+        for row, text in zip(of_kind, found, strict=True):
             given[row] = text
     answers: list[list[Answer]] = [[] for _ in records]
     for (i, task, question), text in zip(rows, given, strict=True):
@@ -59,14 +62,6 @@ def free_explanations(
     for text, truth in zip(said, measured(records, subject, vocabulary), strict=True):
         claims = parse(text, vocabulary).claims
         yield text, [Claim(vocabulary.show(write([claim])), truth.holds(claim)) for claim in claims]
-
-
-def _answer_kind(
-    oracle: Oracle, prompts: Sequence[Prompt], questions: Sequence[Question], batch_size: int
-) -> list[str]:
-    if questions[0].choices:
-        return answer(oracle, prompts, questions, batch_size)
-    return oracle.generate(prompts, _MAX_ANSWER_TOKENS, batch_size)
 
 
 def _checked(task: Task, question: Question, text: str, vocabulary: Vocabulary) -> Answer:

@@ -32,8 +32,6 @@ from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import TASKS, Task, make_tasks
 
-_PER_PART = 256  # explained together: what a kill may cost, and how often a progress bar moves
-
 
 @dataclass(frozen=True)
 class Query:
@@ -52,7 +50,7 @@ class Explainer:
         oracle: Its oracle.
         tasks: What is asked: those of them that have standard questions.
         free_question: What brings the free explanation; None asks for none.
-        batch_size: Questions that are answered together.
+        batch_size: Sites that are explained together, and questions that are answered together.
     """
 
     def __init__(
@@ -104,9 +102,9 @@ class Explainer:
             ValueError: A site is unknown, a position is out of range, or a text is empty or too long.
         """
         names = [sites] if isinstance(sites, str) else list(sites)
-        wanted = [positions] if isinstance(positions, int) else positions
-        if isinstance(wanted, str) and wanted != ALL:
-            raise ValueError(f"positions are token indices or {ALL!r}, got {wanted!r}")
+        wanted = positions if isinstance(positions, str | Sequence) else [positions]
+        if wanted != ALL and (isinstance(wanted, str) or not all(isinstance(position, int) for position in wanted)):
+            raise ValueError(f"positions are token indices or {ALL!r}, got {positions!r}")
         if not names or not wanted or not texts:
             raise ValueError("nothing to explain: name at least one text, one site and one position")
         expanded = expand_sites(names, self.subject.n_layers, self.subject.n_heads)
@@ -120,11 +118,11 @@ class Explainer:
         ]
 
     def explain(self, texts: Sequence[ExplainedText], queries: Sequence[Query]) -> Iterator[list[Explanation]]:
-        """Explains in the order of the queries, some at a time."""
+        """Explains in the order of the queries, `batch_size` at a time."""
         for number, of_text in groupby(queries, key=lambda query: query.text):
             queue = list(of_text)
-            for start in range(0, len(queue), _PER_PART):
-                yield self._explain(number, texts[number], queue[start : start + _PER_PART])
+            for start in range(0, len(queue), self.batch_size):
+                yield self._explain(number, texts[number], queue[start : start + self.batch_size])
 
     def _explain(self, number: int, text: ExplainedText, queries: Sequence[Query]) -> list[Explanation]:
         at = [(query.position, query.site) for query in queries]

@@ -6,7 +6,7 @@ Plain values only, so that a page, a notebook or another program needs neither t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,13 +160,18 @@ class Explanations:
             [explanation_from_dict(item) for item in content["items"]],
         )
 
-    def save(self, folder: str | Path) -> None:
-        """Writes `explanations.json` and, the frame, `explanations.parquet`."""
+    def save(self, folder: str | Path, outputs: Sequence[str] = ("json", "parquet")) -> list[Path]:
+        """Writes `explanations.json` and, the frame, `explanations.parquet`; returns the files."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-        (target / "explanations.json").write_text(text + "\n", encoding="utf-8")
-        self.to_frame().to_parquet(target / "explanations.parquet")
+        written = [target / f"explanations.{name}" for name in outputs]
+        for file in written:
+            if file.suffix == ".json":
+                text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+                file.write_text(text + "\n", encoding="utf-8")
+            else:
+                self.to_frame().to_parquet(file)
+        return written
 
     @classmethod
     def load(cls, path: str | Path) -> Explanations:

@@ -1,6 +1,5 @@
 """What is measured of a text is what a dataset of that text holds."""
 
-
 import numpy as np
 import pytest
 import torch
