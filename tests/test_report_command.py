@@ -66,7 +66,7 @@ def test_a_single_run_needs_no_brackets(sweep: Path, monkeypatch: pytest.MonkeyP
     [
         (["runs=[nowhere]", "run_dir=out"], "nowhere is not there"),
         (["runs=[sweep/2]", "run_dir=out"], "sweep/2 is neither a finished run"),
-        (["run_dir=out"], "no run given: add runs=[RUN_DIR]"),
+        (["run_dir=out"], "no run given: add runs=RUN_DIR"),
         (["runs=nowhere", "run_dir=out"], "nowhere is not there"),
         (["runs=[damaged.json]", "run_dir=out"], "damaged.json is damaged"),
         (["runs=[sweep]", "run_dir=sweep/0"], "run_dir=sweep/0 is a run's own folder"),

@@ -44,9 +44,9 @@ ROWS_AT_ONCE = 128
 class Probes:
     """Fits the probes of a dataset, on rows that training may see.
 
-    The SVDs of a readout are taken once. A kind whose rows can all be asked an earlier kind of the task, with the same
-    targets, is read by that one's readout, fitted on rows of the earlier kind: tokens that a list names are then known
-    from more rows than are asked for a pair. Penalties are chosen for each kind.
+    A kind whose rows can all be asked an earlier kind of the task, with the same targets, shares the readout of that
+    one and its training rows: the tokens of a pair are also known from rows that are asked for a list alone. Penalties
+    are chosen for each kind.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Probes:
         select = self._draw(task, kind, "select")
         readout = self._readout(task, self._source(task, kind, select)) if select else None
         if readout is None:
-            logger.warning("no linear probe of %s/%s: no row to fit it on", task.name, kind)
+            logger.warning("no linear probe of %s/%s: no row can be asked, or none has a target", task.name, kind)
             return None
         return LinearProbe.fit(task, kind, readout, select, vocabulary=self._vocabulary, seed=self._seed)
 
@@ -81,6 +81,9 @@ class Probes:
         if (task.name, kind) not in self._readouts:
             train = self._draw(task, kind, "train")
             targets = [task.targets(row, kind) for row in train]
+            self._readouts = {
+                key: known for key, known in self._readouts.items() if key[0] == task.name
+            }  # they are big
             self._readouts[task.name, kind] = RidgeReadout(train, targets) if any(targets) else None
         return self._readouts[task.name, kind]
 

@@ -64,7 +64,7 @@ def load_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[FailedJob]]:
         ValueError: A path is neither a run nor a sweep, nothing has finished, or a file is damaged.
     """
     if not paths:
-        raise ValueError("no run given: add runs=[RUN_DIR], runs=[RUN_DIR,RUN_DIR] or runs=[SWEEP_DIR]")
+        raise ValueError("no run given: add runs=RUN_DIR, runs=SWEEP_DIR or runs=[RUN_DIR,RUN_DIR]")
     found: dict[Path, str] = {}  # place -> why there is nothing to read; empty where there is
     for path in map(Path, paths):
         found |= {place.resolve(): reason for place, reason in _places(path)}
@@ -118,7 +118,7 @@ def _load(place: Path, name: str) -> Run:
         about = _object(place, content)
         if "eval" not in about:
             raise ValueError(f"{place} holds no scores: expected a run's JSON with the key 'eval'")
-        rows, selected = about.pop("eval"), {"final": about.pop("selection", {})}
+        kept, rows, selected = place, about.pop("eval"), {"final": about.pop("selection", {})}
     else:
         about, rows = _object(place / "run.json", _read(place / "run.json")), _read(place / "eval.json")
         kept = place / "select.json"
@@ -127,10 +127,10 @@ def _load(place: Path, name: str) -> Run:
     _check_rows(place, rows)
     history, selection = selected.get("history", []), selected.get("final", {})
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in (*history, selection)):
-        raise ValueError(f"{place / 'select.json'} is damaged: expected a list 'history' and an object 'final'")
+        raise ValueError(f"{kept} is damaged: expected a list 'history' and an object 'final'")
     history, selection = [_curve_entry(entry) for entry in history], _curve_entry(selection)
     if not all(map(_is_numbers, (*history, selection))) or not all("step" in entry for entry in history):
-        raise ValueError(f"{place / 'select.json'} is damaged: expected a step and numbers in every entry")
+        raise ValueError(f"{kept} is damaged: expected a step and numbers in every entry")
     return Run(name, about, rows, history, selection)
 
 

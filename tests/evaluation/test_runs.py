@@ -123,7 +123,7 @@ def test_text_that_is_none_is_damaged(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no run given: add runs=\[RUN_DIR\]"):
+    with pytest.raises(ValueError, match=r"no run given: add runs=RUN_DIR"):
         load_runs([])
     with pytest.raises(ValueError, match="nowhere is not there"):
         load_runs([tmp_path / "nowhere"])
