@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -26,7 +27,7 @@ from urllib.parse import urlsplit
 import torch
 
 from diff_oracle.cli import entry_point
-from diff_oracle.explain.__main__ import load_explainer
+from diff_oracle.explain.__main__ import SiteNames, hydra_words, load_explainer
 from diff_oracle.explain.asking import Explainer
 from diff_oracle.explain.explanations import ExplainedText, Explanations
 from diff_oracle.explain.page import MAX_CHARS, MAX_QUESTION_CHARS, render_page
@@ -54,8 +55,8 @@ class ServeConfig:
 
     oracle: str = "???"
     """A run directory of `diff_oracle.train`, an oracle's folder, or the id of one on the Hugging Face hub."""
-    sites: list[str] = field(default_factory=lambda: ["layers", "components", "heads"])
-    """What is explained at a token: single sites, or sets of them."""
+    sites: SiteNames = field(default_factory=lambda: SiteNames(["layers", "components", "heads"]))
+    """What is explained at a token; `sites=L3H2` and `sites=[L3H2,layers]` are short for `sites.names=[…]`."""
     port: int = 8765
     """On this machine; 0 takes a free one."""
     device: str = "auto"
@@ -119,7 +120,9 @@ class App:
         (query,) = self.explainer.queries([text], [site], position)
         ids = tuple(text.token_ids[: query.position + 1])
         with self._lock:
-            captured = capture(self.explainer.subject, torch.tensor([ids]), [Query(0, query.position, query.site)])
+            subject = self.explainer.subject
+            token_ids = torch.tensor([ids], device=subject.device)
+            captured = capture(subject, token_ids, [Query(0, query.position, query.site)])
             vectors = captured.diff[0].cpu().numpy(), captured.before[0].cpu().numpy()
             answer = self.explainer.oracle.ask(Diff(site, query.position, ids, *vectors), question)
         return {"answer": answer}
@@ -297,7 +300,7 @@ def load_app(oracle: str, sites: list[str], device: str = "auto") -> App:
 
 def run(config: ServeConfig) -> None:
     """Loads, then serves until Ctrl-C."""
-    app = load_app(config.oracle, config.sites, config.device)
+    app = load_app(config.oracle, config.sites.names, config.device)
     server = serve(app, config.port)
     print(f"http://localhost:{server.server_port}/  (Ctrl-C ends it)", flush=True)
     with server, suppress(KeyboardInterrupt):
@@ -305,7 +308,14 @@ def run(config: ServeConfig) -> None:
     app.close()
 
 
-main = entry_point("serve", ServeConfig, run)
+_command = entry_point("serve", ServeConfig, run)
+
+
+def main() -> None:
+    """The command line."""
+    sys.argv[1:] = hydra_words(sys.argv[1:])
+    _command()
+
 
 if __name__ == "__main__":
     main()

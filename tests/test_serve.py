@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,7 +74,28 @@ def send(
 
 def test_serve_composes() -> None:
     config = compose("serve", ServeConfig, ["oracle=runs/demo", "port=9000"])
-    assert (config.sites, config.port) == (["layers", "components", "heads"], 9000)
+    assert (config.sites.names, config.port) == (["layers", "components", "heads"], 9000)
+
+
+def test_the_command_loads_what_it_names_and_ends_with_ctrl_c(
+    app: App, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = []
+
+    def load(oracle: str, sites: list[str], device: str) -> App:
+        loaded.append((oracle, sites, device))
+        return App(app.explainer, sites, oracle)
+
+    def interrupted(server: ThreadingHTTPServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve_module, "load_app", load)
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupted)
+    words = ["oracle=runs/demo", "sites=[L1,heads]", "port=0", "device=cpu", f"run_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["serve", *words])
+    serve_module.main()
+    assert loaded == [("runs/demo", ["L1", "heads"], "cpu")]
+    assert re.fullmatch(r"http://localhost:\d+/  \(Ctrl-C ends it\)\n", capsys.readouterr().out)
 
 
 def test_what_streams_in_is_what_explaining_gives(app: App, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
