@@ -56,13 +56,14 @@ def entry_point(
     Returns:
         A function that reads the command line. A ValueError, an OSError or a wrong configuration ends it with one line
         on stderr and exit code 2, in a sweep after the other jobs; Ctrl-C ends it at once, with exit code 130. A run
-        folder without results is removed, unless it was there before.
+        folder without results is removed, unless it was there before. Where `accelerate launch` or `torchrun` started
+        several processes, an error ends a sweep at once: the others may be waiting for the one that failed.
     """
 
     def main() -> None:
         folder = conf_dir or find_conf_dir()
         wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-        failed, launcher = False, os.getpid()
+        failed, launcher, in_company = False, os.getpid(), int(os.environ.get("WORLD_SIZE", "1")) > 1
         # Hydra makes the folder of a run before it calls anything of ours.
         there_before = {path for path in _named_run_dirs(sys.argv[1:]) if path.is_dir()}
 
@@ -89,7 +90,14 @@ def entry_point(
                 if os.getpid() != launcher:  # a cluster's job: its stderr is a file, so the launcher says it
                     raise
                 report(error)
+                if in_company:
+                    sys.exit(2)
                 return None
+            except Exception:
+                if not in_company:
+                    raise
+                traceback.print_exc()
+                sys.exit(1)  # Hydra would go on to the next job
             except KeyboardInterrupt:
                 if not wants_traceback:
                     tidy_up()

@@ -9,15 +9,18 @@
 Builds the dataset if it is missing. Into the run directory go the oracle, `eval.json` (split `test`, every control),
 `select.json` and `learning_curve.png` (split `select`), `run.json` (config, command, commit, machine, seconds), what
 tensorboard reads, and `checkpoints/` until all that is written.
-A sweep's job returns matched − shuffled on split `select`.
+A sweep's job returns matched − shuffled on split `select`. The command of a finished run with its run_dir shows what it
+found; so do the finished jobs of a sweep that was killed.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,16 +43,17 @@ from diff_oracle.evaluation.metrics import (
 )
 from diff_oracle.evaluation.report import draw_learning_curve, markdown_verdicts, print_table
 from diff_oracle.evaluation.results import to_rows
+from diff_oracle.evaluation.runs import Run, load_runs
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import PromptConfig
-from diff_oracle.oracle.storage import OracleConfig
+from diff_oracle.oracle.storage import OracleConfig, read_sidecar
 from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import pick_device
 from diff_oracle.tasks import make_tasks
-from diff_oracle.training.checkpoints import Checkpoints
+from diff_oracle.training.checkpoints import Checkpoints, changes
 from diff_oracle.training.holdout import HoldoutConfig
 from diff_oracle.training.mixture import MixtureConfig
 from diff_oracle.training.sft import CHECKPOINTS, TrainingConfig, train_oracle
@@ -57,7 +61,7 @@ from diff_oracle.training.trainer import best_step, load_trained
 
 logger = logging.getLogger(__name__)
 
-RESULTS = ("run.json", "eval.json", "select.json", "learning_curve.png")
+RESULTS = ("eval.json", "select.json", "learning_curve.png")
 
 
 @dataclass
@@ -83,16 +87,25 @@ class TrainConfig(BuildConfig):
 def run(config: TrainConfig) -> float | None:
     """Builds, trains, evaluates, writes; returns the selection metric, in the first of several processes."""
     assert config.run_dir is not None  # the command sets it
+    tasks, asked = make_tasks(config.tasks), config.evaluation
+    config = replace(config, holdout=config.holdout.with_weightless(config.mixture, tasks))
     processes, device = _join_processes(config)
     run_dir = Path(broadcast_object_list([config.run_dir])[0])  # each process's own clock may have named another one
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
-    settings: dict[str, Any] = {"config": _settings(config)}
+    settings: dict[str, Any] = {"config": _settings(asdict(config))}
+    finished = _finished(run_dir, settings)
     checkpoints.refuse_others(settings)
-    tasks, asked = make_tasks(config.tasks), config.evaluation
     oracle = _fresh_oracle(config)
-    config.holdout.check(oracle.identity.n_layers, oracle.identity.n_heads, list(config.tasks))
+    config.holdout.check(oracle.identity.n_layers, oracle.identity.n_heads, list(config.tasks), config.sites.names)
     started = time.monotonic()
     dataset_dir = _build(config, processes)
+    settings["dataset"] = dataset_dir.name
+    if finished and (finished := _finished(run_dir, settings)):
+        if processes.is_main_process:
+            checkpoints.delete()  # where it was killed just before that
+            print_table(finished.rows)
+            print(f"finished before, on {dataset_dir}: to train anew, choose another run_dir= or delete {run_dir}")
+        return finished.selection_score if processes.is_main_process else None
     built = time.monotonic()
     dataset = open_dataset(dataset_dir, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
     for task in tasks:
@@ -100,7 +113,6 @@ def run(config: TrainConfig) -> float | None:
     for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
         asked_of = dataset.split(split)
         list(asked_rows(asked_of, tasks, 1, config.seed, config.holdout.trained(asked_of.sites)))
-    settings["dataset"] = dataset_dir.name
     checkpoints.refuse_others(settings)
     processes.wait_for_everyone()
     if processes.is_main_process:
@@ -116,14 +128,13 @@ def run(config: TrainConfig) -> float | None:
         train_rows.where(config.holdout.trained(train_rows.sites)),
         trained_tasks,
         config.training,
-        config.mixture,
+        config.mixture.of([task.name for task in trained_tasks]),
         config.seed,
         lambda oracle: measure(oracle, asked.curve_rows),
         mean_score,
         run_dir,
     )
     processes.wait_for_everyone()
-    processes.destroy_process_group()
     if not processes.is_main_process:
         return None
     if processes.distributed_type == DistributedType.FSDP:  # each process has a piece of what was trained
@@ -144,7 +155,9 @@ def run(config: TrainConfig) -> float | None:
         "dataset": str(dataset_dir.resolve()),
         "config": asdict(config),
     }
-    (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    partial = run_dir / "run.json.partial"
+    partial.write_text(json.dumps(about, indent=2) + "\n")
+    partial.rename(run_dir / "run.json")  # which says that the run is finished
     checkpoints.delete()
     print_table(rows)
     print(f"dataset {dataset_dir}\noracle, eval.json and learning_curve.png in {run_dir}")
@@ -154,8 +167,8 @@ def run(config: TrainConfig) -> float | None:
 def _fresh_oracle(config: TrainConfig) -> Oracle:
     """On the CPU, where there is room for it while a dataset is built."""
     torch.manual_seed(config.seed)  # the adapter's start; every other draw is keyed
-    base = replace(config.model, dtype=config.training.base_dtype or config.model.dtype)
-    return Oracle.create(base, OracleConfig(config.lora, config.prompt, config.injection))
+    made_of = OracleConfig(config.lora, config.prompt, config.injection, config.training.base_dtype)
+    return Oracle.create(config.model, made_of)
 
 
 def _join_processes(config: TrainConfig) -> tuple[PartialState, str]:
@@ -168,6 +181,7 @@ def _join_processes(config: TrainConfig) -> tuple[PartialState, str]:
     device = pick_device(config.device)
     # One waits for another as long as a share of the dataset takes.
     processes = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
+    atexit.register(processes.destroy_process_group)  # no sooner: the next job of a sweep goes on with it
     config.training.batch_size_of_process(processes.num_processes)
     if not processes.is_main_process:
         for name in ("diff_oracle", "data_gen"):
@@ -181,10 +195,31 @@ def _join_processes(config: TrainConfig) -> tuple[PartialState, str]:
     return processes, device
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a training must not change when it goes on."""
     places = ("run_dir", "data_dir", "device", "shard")
-    return {name: value for name, value in asdict(config).items() if name not in places}
+    return {name: value for name, value in config.items() if name not in places}
+
+
+def _finished(run_dir: Path, settings: dict[str, Any]) -> Run | None:
+    """The run that stands finished in a folder; None where none does.
+
+    Raises:
+        ValueError: It has other settings, or is not whole.
+    """
+    if not (run_dir / "run.json").is_file():
+        return None
+    try:
+        (run,), _ = load_runs([run_dir])
+        theirs = {"config": _settings(run.about.get("config", {})), "dataset": Path(run.about.get("dataset", "")).name}
+        if changed := changes(theirs, settings):
+            raise ValueError(f"it has other settings: {changed}")
+        read_sidecar(run_dir / "oracle")
+    except ValueError as error:
+        raise ValueError(
+            f"{run_dir} holds a finished run that is not this one: {error}. Choose another run_dir=, or delete it"
+        ) from error
+    return run
 
 
 def _build(config: TrainConfig, processes: PartialState) -> Path:

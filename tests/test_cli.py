@@ -232,6 +232,21 @@ def test_expected_error_of_the_function(
     assert list(Path(".").iterdir()) == []
 
 
+@pytest.mark.parametrize(("error", "code"), [(ValueError("loss is NaN"), 2), (RuntimeError("out of memory"), 1)])
+def test_of_several_processes_one_that_fails_ends_the_sweep(
+    command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def run(config: ToyConfig) -> float:
+        jobs.append(config.training.steps)
+        raise error
+
+    jobs: list[int] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as exit_info:
+        command("-m", "+task=alpha", "training.steps=1,2", run=run)
+    assert (exit_info.value.code, jobs) == (code, [1])
+
+
 def test_results_of_a_failed_run_stay_with_the_traceback(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: ToyConfig) -> float:
         succeed(config)

@@ -12,6 +12,7 @@ import pytest
 
 from diff_oracle import train
 from diff_oracle.cli import compose
+from diff_oracle.evaluation.metrics import selection_metric
 from diff_oracle.oracle import storage
 from diff_oracle.train import TrainConfig, run
 
@@ -50,6 +51,30 @@ def test_a_run_leaves_the_oracle_the_scores_and_the_picture(trained: Path) -> No
     assert (trained / "run" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert (trained / "run" / "oracle" / "oracle.json").is_file()
     assert not (trained / "run" / "checkpoints").exists()
+
+
+def test_a_finished_run_is_shown_again_and_never_replaced(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def again(*choice: str) -> float | None:
+        places = [f"run_dir={trained / 'run'}", f"data_dir={trained / 'data'}"]
+        return run(compose("train", TrainConfig, ["+task=logit_lens", "+debug=smoke", *places, *choice]))
+
+    files = [file for file in (trained / "run").rglob("*") if file.is_file()]
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    selection = json.loads((trained / "run" / "select.json").read_text())["final"]
+    assert again() == pytest.approx(selection_metric(selection))
+    shown = capsys.readouterr().out
+    assert "matched - control" in shown and "finished before" in shown
+    refused = (
+        r"holds a finished run that is not this one: it has other settings: config.seed 0 \(now 1\)\. Choose another"
+    )
+    with pytest.raises(ValueError, match=refused):
+        again("seed=1")
+    sidecar = trained / "run" / "oracle" / "oracle.json"
+    sidecar.rename(trained / "oracle.json")
+    with pytest.raises(ValueError, match="it has no oracle.json. Choose another run_dir=, or delete it"):
+        again()
+    (trained / "oracle.json").rename(sidecar)
+    assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files} == before
 
 
 def test_evaluating_again_gives_the_same_numbers(trained: Path) -> None:
@@ -92,6 +117,11 @@ def test_an_oracle_of_another_model_and_a_folder_without_one_are_refused(trained
         (["lora=full", "lora.first_block=99"], r"lora\.first_block=99, but the model has blocks"),
         (["training.batch_size=8", "training.gradient_accumulation=3"], "batch_size=8 is not a multiple of 3"),
         (["training.tracker=paper"], "unknown training.tracker 'paper'"),
+        (["sites=layers", "holdout.heads=[L1H2]"], r"holdout\.heads names L1H2, but no site of the dataset is of it"),
+        (
+            ["+mixture.tasks.logit_lens=2", "holdout.tasks=[logit_lens]"],
+            r"mixture\.tasks\.logit_lens=2\.0 is for a task",
+        ),
         (["training.base_dtype=int8"], "unknown training.base_dtype 'int8': choose from float32, bfloat16"),
     ],
 )

@@ -60,15 +60,9 @@ class Checkpoints:
         """
         if self.last() is None:
             return
-        theirs, ours = self.settings(), json.loads(json.dumps(settings))
-        old = dict(_flat({name: theirs[name] for name in ours if name in theirs}))
-        new = dict(_flat(ours))
-        changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
-        if changed:
-            shown = ", ".join(f"{key} {old.get(key, 'absent')} (now {new.get(key, 'absent')})" for key in changed[:5])
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        if changed := changes(self.settings(), settings):
             raise ValueError(
-                f"{self.folder.parent} holds an unfinished training with other settings: {shown}{more}. Finish it with "
+                f"{self.folder.parent} holds an unfinished training with other settings: {changed}. Finish it with "
                 f"its own settings, choose another run_dir=, or delete {self.folder}"
             )
 
@@ -103,6 +97,20 @@ class Checkpoints:
     @property
     def _finished(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.finished")
+
+
+def changes(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What settings differ in, as text: the first five, with both values. Empty where they are the same.
+
+    Args:
+        theirs: Nested, as read from JSON.
+        ours: Nested; those of the first level that are not given are not compared.
+    """
+    old = dict(_flat({name: theirs[name] for name in ours if name in theirs}))
+    new = dict(_flat(json.loads(json.dumps(ours))))
+    changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    shown = ", ".join(f"{key} {old.get(key, 'absent')} (now {new.get(key, 'absent')})" for key in changed[:5])
+    return f"{shown} and {len(changed) - 5} more" if len(changed) > 5 else shown
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

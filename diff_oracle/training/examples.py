@@ -29,15 +29,17 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
     """`num_batches` × `batch_size` diffs, to be read in order, each with the examples that ask about it.
 
     The i-th depends on the seed and i alone. Each pass over the records is a new permutation, each visit has new
-    questions: `questions_per_diff` different kinds. The first `lists_first` of all diffs are asked for lists alone:
-    they teach to read a diff, for every token of the answer must be read in it, and what else is asked is then learned
-    soon. The first `one_list_first` are asked for one list alone, each task's first: where a task's lists are read off
-    opposite directions, what one teaches the other unteaches until the questions are told apart. Behind the lists the
-    kinds are drawn by the mixture's shares, and some diffs are not shown: in their place is the context's text, or
-    nothing, so that the controls `text_only` and `none` ask what was trained.
+    questions: `questions_per_diff` different kinds. The first `lists_first` of all diffs are asked for lists alone,
+    each with its task's weight: they teach to read a diff, for every token of the answer must be read in it, and what
+    else is asked is then learned soon. The first `one_list_first` are asked for one list alone, each task's first:
+    where a task's lists are read off opposite directions, what one teaches the other unteaches until the questions are
+    told apart. Behind the lists the kinds are drawn by the mixture's shares, and some diffs are not shown: in their
+    place is the context's text, or nothing, so that the controls `text_only` and `none` ask what was trained.
 
     Rows of like length share a batch, so that little is padded: the diffs of `BUCKET_BATCHES` batches are sorted by
-    length, cut into batches, and these batches shuffled.
+    length, cut into batches, and these batches shuffled. Rows that show the text are the longest and stand together in
+    one or two of them. Spread over all they would make each as wide, half as many positions again, and on `tiny` the
+    losses are the same: the optimiser's momentum reaches over more than `BUCKET_BATCHES` steps.
 
     A row is asked what its labels answer (`Task.askable`), and never drawn where they answer nothing; where no list is
     among it, `lists_first` asks what there is. A group of questions shares one diff and thus its sign. Tasks whose
@@ -64,6 +66,7 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         self._signed = np.array([task.signed for task, _ in self._kinds])
         self._is_list = np.array([kind in task.open_kinds for task, kind in self._kinds])
         self._is_first_list = np.array([kind == task.open_kinds[0] for task, kind in self._kinds])
+        self._weights = np.array([mixture.tasks.get(task.name, 1.0) for task, _ in self._kinds])
         self._askable = np.concatenate([task.askable(records) for task in tasks], axis=1) & (self._shares > 0)
         self._rows = np.flatnonzero(self._askable.any(axis=1))
         if not len(self._rows):
@@ -83,6 +86,10 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         if self._bucket[0] != bucket:
             self._bucket = bucket, self._make_bucket(bucket)
         return self._bucket[1][place]
+
+    def fullest_group(self) -> list[Example]:
+        """Among the last diffs, behind the lists, one that is asked the most questions."""
+        return max(self._make_bucket((self._length - 1) // (BUCKET_BATCHES * self._batch_size)), key=len)
 
     def _make_bucket(self, bucket: int) -> list[list[Example]]:
         """The diffs of some batches, those of like length side by side."""
@@ -123,7 +130,7 @@ class ExampleDataset(torch.utils.data.Dataset[list[Example]]):
         askable, weights, lists_alone = self._askable[self._row(index)], self._shares, index < self._num_first
         if lists_alone:
             lists = askable & (self._is_first_list if index < self._num_one else self._is_list)
-            askable, weights = lists if lists.any() else askable, (weights > 0).astype(float)
+            askable, weights = lists if lists.any() else askable, self._weights
         weights = np.where(askable, weights, 0.0)
         # An oracle of text sees no sign: asked about −diff, it would learn the opposite of what it learns elsewhere.
         sign, flipped = 1, self._mixture.flipped if self._prompts.num_inputs else 0.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from diff_oracle.tasks import Task
 
@@ -13,10 +13,10 @@ class MixtureConfig:
     """What training asks."""
 
     tasks: dict[str, float] = field(default_factory=dict)
-    """Weight of each task behind the lists; 1 where it is not named. `holdout.tasks` leaves one out."""
+    """Weight of each task, 1 where it is not named; one of weight 0 is held out, as `holdout.tasks` holds it out."""
     kinds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Weights of a task's kinds of question, 0 where they are not named; a task that is not named has its own. While
-    lists come first, every list with a weight is asked as often."""
+    lists come first, every list of a task that has a weight is asked as often."""
     questions_per_diff: int = 3
     """Questions about each diff, of different kinds; they share the row, so that the diff is read once."""
     lists_first: float = 0.6
@@ -47,6 +47,11 @@ class MixtureConfig:
         weights = [*self.tasks.values(), *(weight for kinds in self.kinds.values() for weight in kinds.values())]
         if any(weight < 0 for weight in weights):
             raise ValueError(f"weights of mixture.tasks and mixture.kinds must be at least 0, got {min(weights)}")
+
+    def of(self, names: Collection[str]) -> MixtureConfig:
+        """What is said of some of the tasks."""
+        tasks = {name: weight for name, weight in self.tasks.items() if name in names}
+        return replace(self, tasks=tasks, kinds={name: kinds for name, kinds in self.kinds.items() if name in names})
 
 
 def shares(config: MixtureConfig, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:

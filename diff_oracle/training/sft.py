@@ -120,7 +120,7 @@ def train_oracle(
         ValueError: The loss or a weight is not finite, or the batch cannot be split evenly over the processes.
     """
     dataset = ExampleDataset(records, tasks, oracle.prompts, mixture, config.steps, config.batch_size, seed)
-    collate = collate_shared if reads_apart(oracle, dataset[len(dataset) - 1]) else collate_apart
+    collate = collate_shared if reads_apart(oracle, dataset.fullest_group()) else collate_apart
     if config.gradient_checkpointing:
         checkpoint_activations(oracle)
     with TemporaryDirectory() as scratch:
@@ -136,7 +136,7 @@ def train_oracle(
             checkpoints,
             config.checkpoint_every,
             tracking if config.tracker != "none" else [],
-            args=_arguments(oracle, config, seed, checkpoints.partial),
+            args=training_arguments(oracle.device, config, seed, checkpoints.partial),
             train_dataset=dataset,
             data_collator=lambda groups: collate(oracle, groups),
         )
@@ -191,7 +191,7 @@ def reads_apart(oracle: Oracle, group: list[Example]) -> bool:
     return bool(torch.isclose(shared, apart, rtol=1e-2))
 
 
-def make_optimizer(oracle: Oracle, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(oracle: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Muon: momentum whose updates are made orthogonal, so that all directions of a matrix learn alike.
 
     Reading a diff is copying a vector, its weak directions as well as its strong ones. All that is trained, adapter
@@ -203,8 +203,9 @@ def make_optimizer(oracle: Oracle, config: TrainingConfig) -> torch.optim.Optimi
     )
 
 
-def _arguments(oracle: Oracle, config: TrainingConfig, seed: int, folder: Path) -> TrainingArguments:
-    use_cpu = oracle.device.type == "cpu"
+def training_arguments(device: torch.device, config: TrainingConfig, seed: int, folder: Path) -> TrainingArguments:
+    """What `Trainer` is told; it writes into the folder."""
+    use_cpu = device.type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,

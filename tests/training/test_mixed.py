@@ -1,7 +1,9 @@
 """Several tasks at once: what is asked of which row, under which sign, and a run through training and evaluation."""
 
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,14 +26,14 @@ from diff_oracle.training.mixture import MixtureConfig
 from diff_oracle.training.sft import TrainingConfig, train_oracle
 from tests.tasks.made import VOCABULARY, attention, make_record, make_rows, mixed_records
 
-OPTIONS = {"logit_lens": {"k": 8, "num_asked": 3}, "attention": {}, "layer_skip": {}}
+OPTIONS: dict[str, Any] = {"logit_lens": {"k": 8, "num_asked": 3}, "attention": {}, "layer_skip": {}}
 WORDINGS = {
-    wording.split("{")[0]: (task, kind)
+    re.compile(".+".join(map(re.escape, re.split(r"{\d}", wording)))): (task, kind)
     for task, phrasings in (("logit_lens", LOGIT_LENS), ("attention", ATTENTION), ("layer_skip", LAYER_SKIP))
     for kind, wordings in phrasings.items()
     for wording in wordings["seen"]
 }
-LONGEST_FIRST = sorted(WORDINGS, key=len, reverse=True)
+LONGEST_FIRST = sorted(WORDINGS, key=lambda wording: len(wording.pattern), reverse=True)
 
 
 def fitted(records: RecordSet, *names: str) -> list[Task]:
@@ -42,16 +44,24 @@ def fitted(records: RecordSet, *names: str) -> list[Task]:
 
 
 def examples_of(
-    records: RecordSet, *names: str, length: int = 1500, lists: float = 0.0, one: float = 0.0, text: float = 0.0
+    records: RecordSet,
+    *names: str,
+    length: int = 1500,
+    lists: float = 0.0,
+    one: float = 0.0,
+    text: float = 0.0,
+    **weights: float,
 ) -> list[list[tuple[str, str, bytes | None]]]:
     """(task, kind, diff) of each question of each group."""
     prompts = PromptBuilder(VOCABULARY, PromptConfig(), InjectionConfig(), len(records[0].diff))
-    mixture = MixtureConfig(text_only=text, none=0.0, questions_per_diff=2, lists_first=lists, one_list_first=one)
+    mixture = MixtureConfig(
+        tasks=weights, text_only=text, none=0.0, questions_per_diff=2, lists_first=lists, one_list_first=one
+    )
     examples = ExampleDataset(records, fitted(records, *names), prompts, mixture, length // 2, 2, 0)
     groups = []
     for group in (examples[i] for i in range(length)):
         asked = [VOCABULARY.show(tuple(e.prompt.ids[e.prompt.shared :])) for e in group]
-        found = [WORDINGS[next(w for w in LONGEST_FIRST if question.startswith(w))] for question in asked]
+        found = [WORDINGS[next(w for w in LONGEST_FIRST if w.match(question))] for question in asked]
         diffs = [None if e.prompt.vectors is None else e.prompt.vectors.tobytes() for e in group]
         groups.append([(*name, diff) for name, diff in zip(found, diffs, strict=True)])
     return groups
@@ -59,13 +69,13 @@ def examples_of(
 
 @pytest.fixture(scope="module")
 def records() -> RecordSet:
-    return make_rows(mixed_records(120), *TASKS)
+    return make_rows(mixed_records(120), *OPTIONS)
 
 
 def test_only_logit_lens_is_asked_about_flipped_diffs_and_every_task_keeps_its_share(records: RecordSet) -> None:
     site_of = {(sign * records[i].diff).tobytes(): (records[i].site, sign) for i in range(120) for sign in (1, -1)}
     kinds, signs = Counter[str](), Counter[int]()
-    for group in examples_of(records, *TASKS, length=1500):
+    for group in examples_of(records, *OPTIONS, length=1500):
         assert len({diff for _, _, diff in group}) == 1
         for task, kind, diff in group:
             assert diff is not None
@@ -94,20 +104,41 @@ def test_rows_without_a_label_are_never_drawn(records: RecordSet) -> None:
 
 
 def test_lists_come_first_where_a_row_has_one(records: RecordSet) -> None:
-    groups = examples_of(records, *TASKS, length=640, lists=0.5, one=0.25)
-    opens = {name: task.open_kinds for name, (task, _) in TASKS.items()}
+    groups = examples_of(records, *OPTIONS, length=640, lists=0.5, one=0.25)
+    opens = {name: task.open_kinds for name, (task, _) in TASKS.items() if name in OPTIONS}
     for task, kind, _ in (question for group in groups[:160] for question in group):
         assert kind == opens[task][0]
     assert {kind for group in groups[:320] for _, kind, _ in group} == {
         kind for kinds in opens.values() for kind in kinds
     }
     assert {kind for group in groups[320:] for _, kind, _ in group} == {
-        kind for kinds in TASKS.values() for kind in kinds[0].kinds
+        kind for name in OPTIONS for kind in TASKS[name][0].kinds
     }
     # No token of this row has its share: only the distance can be asked.
     diffuse = make_record(attention([5], [503], [0.02], sink=0.1))
     lists = examples_of(make_rows([diffuse] * 4, "attention"), "attention", length=8, lists=1.0, one=1.0)
     assert {kind for group in lists for _, kind, _ in group} == {"distance"}
+
+
+def test_a_task_s_weight_acts_on_its_lists_too(records: RecordSet) -> None:
+    names, length = ("logit_lens", "layer_skip"), 400
+    equal = examples_of(records, *names, length=length, lists=1.0)
+    assert examples_of(records, *names, length=length, lists=1.0, logit_lens=3.0, layer_skip=3.0) == equal
+    found = []
+    for weight in (1.0, 9.0, 0.0):
+        groups = examples_of(records, *names, length=length, lists=1.0, one=1.0, layer_skip=weight, logit_lens=1.0)
+        first = Counter(task for group in groups for task, _, _ in group[:1])
+        found.append(first["layer_skip"] / first.total())
+    assert found == [pytest.approx(1 / 2, abs=0.08), pytest.approx(9 / 10, abs=0.06), 0.0]
+
+
+def test_the_fullest_of_the_last_groups_is_found_among_smaller_ones() -> None:
+    diffuse, clear = attention([5], [503], [0.02], sink=0.1), attention([5, 6], [503, 504], [0.6, 0.3], sink=0.1)
+    rows = make_rows([make_record(diffuse)] * 31 + [make_record(clear)], "attention")
+    prompts = PromptBuilder(VOCABULARY, PromptConfig(), InjectionConfig(), 4)
+    mixture = MixtureConfig(lists_first=0.0, text_only=0.0, none=0.0)
+    examples = ExampleDataset(rows, fitted(rows, "attention"), prompts, mixture, 8, 4, 1)
+    assert len(examples[len(examples) - 1]) == 1 < len(examples.fullest_group())
 
 
 def test_an_oracle_of_text_is_never_asked_about_flipped_diffs(records: RecordSet) -> None:
@@ -130,11 +161,11 @@ def test_all_tasks_train_and_are_evaluated() -> None:
     oracle = Oracle.create(SubjectConfig(), OracleConfig(*parts))
     width = oracle.identity.d_model
     splits = {
-        split: make_rows(mixed_records(48, seed), *TASKS, width=width)
+        split: make_rows(mixed_records(48, seed), *OPTIONS, width=width)
         for seed, split in enumerate(("train", "select", "test"))
     }
     dataset = DiffDataset(Path("made"), {"counts": {}}, splits)
-    tasks = fitted(dataset.split("train"), *TASKS)
+    tasks = fitted(dataset.split("train"), *OPTIONS)
 
     def measure(oracle: Oracle) -> dict[str, float]:
         return selection_scores(oracle, dataset, tasks, 3, 16, 0)

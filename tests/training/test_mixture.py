@@ -23,6 +23,11 @@ def test_kinds_can_be_weighed_and_left_out() -> None:
     assert not any(shares(MixtureConfig(tasks={"logit_lens": 0.0}), TASKS)["logit_lens"].values())
 
 
+def test_what_is_said_of_some_tasks() -> None:
+    mixture = MixtureConfig(tasks={"logit_lens": 2.0, "layer_skip": 0.0}, kinds={"layer_skip": {"lost": 1.0}}, none=0.2)
+    assert mixture.of(["logit_lens"]) == MixtureConfig(tasks={"logit_lens": 2.0}, none=0.2)
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -89,19 +89,24 @@ def test_fsdp_has_the_losses_of_one_process_and_goes_on_after_a_kill(
 
 
 @pytest.mark.slow
-def test_the_command_trains_in_two_processes(tmp_path: Path) -> None:
+def test_a_sweep_trains_in_two_processes_and_knows_its_finished_jobs(tmp_path: Path) -> None:
     command = ["-m", "diff_oracle.train", "+task=logit_lens", "+debug=smoke", "data_dir=data", "device=cpu"]
     command += ["evaluation.num_rows=6", "evaluation.controls=[shuffled]"]
-    done = launch("ddp_cpu.yaml", *command, "run_dir=two", cwd=tmp_path)
+    sweep = [*command, "-m", "seed=0,1", "run_dir=two"]
+    done = launch("ddp_cpu.yaml", *sweep, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("oracle, eval.json and learning_curve.png in two") == 1
+    for job in ("two/0", "two/1"):
+        assert done.stdout.count(f"oracle, eval.json and learning_curve.png in {job}\n") == 1
     one = subprocess.run(
         [sys.executable, *command, "run_dir=one"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True
     )
     assert one.returncode == 0
     losses = []
-    for run_dir in ("one", "two"):
+    for run_dir in ("one", "two/0", "two/1"):
         lines = json.loads((tmp_path / run_dir / "select.json").read_text())["history"]
         losses.append([line["loss"] for line in lines if "loss" in line])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert len(list((tmp_path / "data").iterdir())) == 1  # that two processes built
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) != losses[2]
+    assert len(list((tmp_path / "data").iterdir())) == 2  # a seed each, that two processes built
+    done = launch("ddp_cpu.yaml", *sweep, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before, on ") == 2
