@@ -164,6 +164,11 @@ class _Handler(BaseHTTPRequestHandler):
     app: App
     timeout = 60  # seconds that a browser may take to send what it announced
 
+    def handle_one_request(self) -> None:
+        """As always, but that a browser may go away whenever it likes."""
+        with suppress(ConnectionError, TimeoutError):
+            super().handle_one_request()
+
     def do_GET(self) -> None:
         if refusal := self._refusal():
             self._send_json({"error": refusal}, HTTPStatus.FORBIDDEN)
@@ -232,12 +237,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_lines(self, parts: Iterator[Mapping[str, Any]]) -> None:
         """A line of JSON for each part, as soon as it is there; stops where the browser no longer listens."""
         self._begin(HTTPStatus.OK, "application/x-ndjson")
-        with suppress(ConnectionError):
-            try:
-                for part in parts:
-                    self.wfile.write(json.dumps(part, allow_nan=False).encode() + b"\n")
-            except ValueError as error:  # the answer has begun: its status cannot say so any more
-                self.wfile.write(json.dumps({"error": str(error)}).encode() + b"\n")
+        try:
+            for part in parts:
+                self.wfile.write(json.dumps(part, allow_nan=False).encode() + b"\n")
+        except ValueError as error:  # the answer has begun: its status cannot say so any more
+            self.wfile.write(json.dumps({"error": str(error)}).encode() + b"\n")
 
     def log_message(self, format: str, *args: Any) -> None:
         """To the log, not to the terminal."""

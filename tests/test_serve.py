@@ -125,7 +125,7 @@ def test_a_question_reaches_the_oracle(app: App, port: int) -> None:
     assert status == 200 and json.loads(body) == {"answer": app.explainer.oracle.ask(diff, "Raises?")}
 
 
-def test_lines_arrive_while_the_rest_is_still_worked_on() -> None:
+def test_lines_arrive_while_the_rest_is_still_worked_on(capfd: pytest.CaptureFixture[str]) -> None:
     class Slow(App):
         def __init__(self) -> None:
             self.go_on, self.left = threading.Event(), threading.Event()
@@ -149,6 +149,23 @@ def test_lines_arrive_while_the_rest_is_still_worked_on() -> None:
         connection.close()
         slow.go_on.set()
         assert slow.left.wait(30)  # endless work has ended
+    assert capfd.readouterr().err == ""
+
+
+def test_what_goes_wrong_in_the_midst_is_the_last_line() -> None:
+    class Broken(App):
+        def __init__(self) -> None: ...
+
+        def explain(self, content: Any) -> Iterator[dict[str, Any]]:
+            yield {"items": [], "total": 2}
+            raise ValueError("activations are not finite")
+
+    with running(Broken()) as port:
+        status, _, body = send(port, "/explain", {})
+    assert status == 200
+    assert [json.loads(line) for line in body.splitlines()] == [
+        {"items": [], "total": 2}, {"error": "activations are not finite"}
+    ]  # fmt: skip
 
 
 def test_only_this_machine_is_listened_to(app: App) -> None:
