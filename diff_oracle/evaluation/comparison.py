@@ -11,8 +11,6 @@ from diff_oracle.evaluation.controls import MATCHED
 from diff_oracle.evaluation.runs import Run
 from diff_oracle.evaluation.verdict import Part, judged, split_parts
 
-_PLACES = ("run_dir",)  # where things lie is no setting: every job of a sweep has its own
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -84,9 +82,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Setting -> its value in each run, for settings that are not the same everywhere; the code's commit is one."""
+    """Setting -> its value in each run, where these differ. The code's commit is a setting, the run's folder is none."""
     flat = [run.settings | {"commit": str(run.about.get("commit"))[:9]} for run in runs]
-    keys = dict.fromkeys(key for settings in flat for key in settings if key not in _PLACES)
+    keys = dict.fromkeys(key for settings in flat for key in settings if key != "run_dir")
     columns = {key: [_text(settings[key]) if key in settings else "" for settings in flat] for key in keys}
     return {key: column for key, column in columns.items() if len(set(column)) > 1}
 

@@ -50,7 +50,7 @@ class EvaluationConfig:
     probe_rows: int = 20000
     """Training rows that the linear probe is fitted on at most; a tenth as many of `select` choose its penalties."""
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
-    """Controls to ask; `matched` is always asked."""
+    """Controls to ask; `matched` is always asked, `linear_probe` only on split `test`."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "curve_rows", "selection_rows", "batch_size", "resamples", "probe_rows"):
