@@ -82,7 +82,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Setting -> its value in each run, where these differ. The code's commit is a setting, the run's folder is none."""
+    """Setting -> its value in each run, where these differ. The code's commit is one, the run's folder is none."""
     flat = [run.settings | {"commit": str(run.about.get("commit"))[:9]} for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings if key != "run_dir")
     columns = {key: [_text(settings[key]) if key in settings else "" for settings in flat] for key in keys}
