@@ -36,3 +36,11 @@ class DocumentBootstrap:
         means = (self._times @ sums) / (self._times @ counts)
         low, high = np.quantile(means, (0.025, 0.975))
         return Estimate(float(np.mean(values)), float(low), float(high), len(values), self._num_docs)
+
+    def ratio(self, numerator: Float[np.ndarray, "row"], denominator: Float[np.ndarray, "row"]) -> Estimate:
+        """Mean over mean, both of the same drawn documents, and its percentile interval."""
+        sums = [np.bincount(self._cluster, weights=x, minlength=self._num_docs) for x in (numerator, denominator)]
+        drawn = (self._times @ sums[0]) / (self._times @ sums[1])
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        value = float(np.sum(numerator) / np.sum(denominator))
+        return Estimate(value, float(low), float(high), len(numerator), self._num_docs)

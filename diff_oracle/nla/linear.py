@@ -1,0 +1,108 @@
+"""Reconstructors in closed form: ridge regression to a diff, a readout for each site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+PENALTIES = (3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+"""Times the number of a site's rows and the mean square of its features."""
+POOLED = ""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One site's readout for every penalty: y = mean_y + (x − mean_x) right' diag(·) coefficients."""
+
+    mean_x: Float[np.ndarray, "feature"]
+    mean_y: Float[np.ndarray, "d_model"]
+    singular: Float[np.ndarray, "rank"]
+    right: Float[np.ndarray, "rank feature"]
+    projected: Float[np.ndarray, "rank d_model"]
+    scale: float
+
+    @classmethod
+    def of(cls, x: Float[np.ndarray, "row feature"], y: Float[np.ndarray, "row d_model"]) -> _Fit:
+        mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+        left, singular, right = np.linalg.svd(x - mean_x, full_matrices=False)
+        scale = float(np.sum(singular**2)) / max(1, x.shape[1])  # rows times the mean square of a feature
+        return cls(mean_x, mean_y, singular, right, left.T @ (y - mean_y), scale)
+
+    def predict(self, x: Float[np.ndarray, "row feature"], penalty: float) -> Float[np.ndarray, "row d_model"]:
+        shrunk = self.singular / (self.singular**2 + penalty * self.scale + 1e-12)
+        return np.asarray(self.mean_y + ((x - self.mean_x) @ self.right.T * shrunk) @ self.projected)
+
+
+class SiteRidge:
+    """Ridge regression with a readout for each site, each with the penalty that does best on its select rows.
+
+    A site with fewer than two training rows, or none, is read by a readout of all sites together.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        x: Float[np.ndarray, "row feature"],
+        y: Float[np.ndarray, "row d_model"],
+    ) -> None:
+        self._fits = {POOLED: _Fit.of(x, y)}
+        for site, rows in rows_by_site(sites):
+            if len(rows) > 1:
+                self._fits[site] = _Fit.of(x[rows], y[rows])
+        self._penalties: dict[str, float] = {}
+
+    def select(
+        self, sites: Sequence[str], x: Float[np.ndarray, "row feature"], y: Float[np.ndarray, "row d_model"]
+    ) -> SiteRidge:
+        """Sets the penalties whose reconstructions of these rows are nearest; a site without rows has that of all."""
+        errors = {}
+        for site, rows in rows_by_site(sites):
+            fit = self._fits.get(site, self._fits[POOLED])
+            errors[site] = np.array([np.sum((fit.predict(x[rows], penalty) - y[rows]) ** 2) for penalty in PENALTIES])
+        errors[POOLED] = np.sum(list(errors.values()), axis=0)
+        self._penalties = {site: PENALTIES[int(of_site.argmin())] for site, of_site in errors.items()}
+        return self
+
+    def predict(self, sites: Sequence[str], x: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row d_model"]:
+        """The reconstructions, in the units of y."""
+        result = np.empty((len(x), self._fits[POOLED].mean_y.shape[0]))
+        for site, rows in rows_by_site(sites):
+            fit = self._fits.get(site, self._fits[POOLED])
+            penalty = self._penalties.get(site, self._penalties.get(POOLED, PENALTIES[-1]))
+            result[rows] = fit.predict(x[rows], penalty)
+        return result
+
+
+def rows_by_site(sites: Sequence[str]) -> list[tuple[str, Int[np.ndarray, "_"]]]:
+    """Each site with its rows."""
+    of_row = np.asarray(sites)
+    return [(str(site), np.flatnonzero(of_row == site)) for site in np.unique(of_row)]
+
+
+class TokenMeans:
+    """The mean of a site's diffs behind the same last token, drawn towards the site's mean."""
+
+    def __init__(
+        self, sites: Sequence[str], tokens: Sequence[int], y: Float[np.ndarray, "row d_model"], weight: float = 4.0
+    ) -> None:
+        self._weight = weight
+        self._sums: dict[tuple[str, int], tuple[Float[np.ndarray, "d_model"], int]] = {}
+        totals: dict[str, list[int]] = {}
+        for i, (site, token) in enumerate(zip(sites, tokens, strict=True)):
+            total, count = self._sums.get((site, token), (np.zeros(y.shape[1]), 0))
+            self._sums[site, token] = total + y[i], count + 1
+            totals.setdefault(site, []).append(i)
+        self._means = {site: y[rows].mean(axis=0) for site, rows in totals.items()}
+        self._everywhere = y.mean(axis=0)
+
+    def predict(self, sites: Sequence[str], tokens: Sequence[int]) -> Float[np.ndarray, "row d_model"]:
+        """The reconstructions."""
+        rows = []
+        for site, token in zip(sites, tokens, strict=True):
+            mean = self._means.get(site, self._everywhere)
+            total, count = self._sums.get((site, token), (np.zeros_like(mean), 0))
+            rows.append((total + self._weight * mean) / (count + self._weight))
+        return np.stack(rows)

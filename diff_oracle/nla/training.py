@@ -1,0 +1,129 @@
+"""Training a reconstructor with `transformers.Trainer`: explanations in, diffs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from diff_oracle.nla.metrics import Means, spread
+from diff_oracle.nla.reconstructor import Reconstructor
+from diff_oracle.nla.rows import Claims, Rows
+from diff_oracle.randomness import keyed_rng
+from diff_oracle.tasks.claims import write
+from diff_oracle.tasks.explanation import reworded
+from diff_oracle.tasks.text import Text
+from diff_oracle.training.checkpoints import Checkpoints
+from diff_oracle.training.sft import CHECKPOINTS, TrainingConfig, make_optimizer, training_arguments
+from diff_oracle.training.trainer import OracleTrainer
+
+METRIC = "select/fve"
+
+
+@dataclass
+class ReadingConfig:
+    """How explanations are varied while a reconstructor learns to read them."""
+
+    reworded: float = 0.5
+    """Share in another order and other words."""
+    shortened: float = 0.3
+    """Share of which some claims are left out, so that what is missing is not taken for a sign."""
+    context_only: bool = False
+    """No claims at all: what the reconstructor's other input tells."""
+
+    def __post_init__(self) -> None:
+        for name in ("reworded", "shortened"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"reading.{name} must be 0…1, got {getattr(self, name)}")
+
+
+class ReadingDataset(torch.utils.data.Dataset[tuple[int, Text]]):
+    """Rows in random order, pass after pass, each with a writing of its claims; the i-th depends on the seed and i."""
+
+    def __init__(self, claims: Sequence[Claims], config: ReadingConfig, num_examples: int, seed: int) -> None:
+        self._claims, self._config, self._length, self._seed = claims, config, num_examples, seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[int, Text]:
+        epoch, place = divmod(index, len(self._claims))
+        if self._order[0] != epoch:
+            self._order = epoch, keyed_rng(self._seed, "reading order", epoch).permutation(len(self._claims))
+        row = int(self._order[1][place])
+        if self._config.context_only:
+            return row, ()
+        claims, rng = list(self._claims[row]), keyed_rng(self._seed, "reading", index)
+        if rng.random() < self._config.shortened:
+            kept = np.sort(rng.permutation(len(claims))[: rng.integers(len(claims) + 1)])
+            claims = [claims[i] for i in kept]
+        return row, reworded(claims, rng) if rng.random() < self._config.reworded else write(claims)
+
+
+def train_reconstructor(
+    model: Reconstructor,
+    train: Rows,
+    select: Rows,
+    claims: tuple[Sequence[Claims], Sequence[Claims]],
+    config: TrainingConfig,
+    reading: ReadingConfig,
+    seed: int,
+    run_dir: Path,
+) -> list[dict[str, Any]]:
+    """Trains in place, from the last checkpoint where there is one; the best state on the select rows is kept.
+
+    Args:
+        model: As it was made.
+        train: What is rebuilt.
+        select: What the state is chosen on.
+        claims: What is read of the rows of `train`, and of those of `select`.
+        config: How it is trained.
+        reading: How what is read is varied.
+        seed: Keys every draw.
+        run_dir: Checkpoints go in here, and stay.
+
+    Returns:
+        The log.
+
+    Raises:
+        ValueError: The loss or a weight is not finite.
+    """
+    dataset = ReadingDataset(claims[0], reading, config.steps * config.batch_size, seed)
+    texts: list[Text] = [() if reading.context_only else write(row) for row in claims[1]]
+    first = [dataset[i] for i in range(min(len(dataset), config.batch_size))]
+    model.calibrate([train.records[row] for row, _ in first], [text for _, text in first])
+    denominator = float(spread(select.target, Means.of(train.sites, train.target).at(select.sites)).mean())
+
+    def measure(reader: Any) -> dict[str, float]:
+        rebuilt = reader.reconstruct(select.records, texts)
+        return {METRIC: 1 - float(np.mean((rebuilt - select.target) ** 2)) / denominator}
+
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS)
+    trainer = OracleTrainer(
+        model,  # type: ignore[arg-type]
+        partial(make_optimizer, config=config),
+        measure,
+        lambda scores: scores[METRIC],
+        config.evaluations,
+        config.patience,
+        checkpoints,
+        config.checkpoint_every,
+        args=training_arguments(model.device, config, seed, checkpoints.partial),
+        train_dataset=dataset,
+        data_collator=lambda examples: _collate(model, train, examples),
+    )
+    history = trainer.fit()
+    model.eval()
+    return history
+
+
+def _collate(model: Reconstructor, rows: Rows, examples: Sequence[tuple[int, Text]]) -> dict[str, Any]:
+    batch = model.batch([rows.records[row] for row, _ in examples], [text for _, text in examples])
+    return {**batch, "target": torch.from_numpy(rows.target[[row for row, _ in examples]]).float()}

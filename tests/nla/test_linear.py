@@ -1,0 +1,79 @@
+"""Closed forms equal textbook computations."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from diff_oracle.nla.bag import ClaimFeatures
+from diff_oracle.nla.linear import PENALTIES, SiteRidge, TokenMeans
+from diff_oracle.nla.metrics import Means
+from diff_oracle.nla.rungs import BagReader, blind_rungs, shuffled
+from diff_oracle.tasks.claims import NO_CHANGE, Claim
+from tests.nla.made import EMBEDDING, SITES, WIDTH, made_rows
+
+TRAIN, SELECT, TEST = (made_rows(number, seed) for seed, number in enumerate((400, 120, 120)))
+
+
+def test_each_site_is_ridge_regression_with_the_best_penalty() -> None:
+    features = ClaimFeatures(EMBEDDING)
+    x = [features(rows.gold) for rows in (TRAIN, SELECT, TEST)]
+    found = SiteRidge(TRAIN.sites, x[0], TRAIN.target).select(SELECT.sites, x[1], SELECT.target)
+    predicted = found.predict(TEST.sites, x[2])
+    for site in SITES:
+        of = [np.array(rows.sites) == site for rows in (TRAIN, SELECT, TEST)]
+        centred = x[0][of[0]] - x[0][of[0]].mean(axis=0)
+        scale = np.sum(centred**2) / centred.shape[1]
+        slow = [Ridge(alpha=p * scale, solver="cholesky").fit(x[0][of[0]], TRAIN.target[of[0]]) for p in PENALTIES]
+        errors = [np.mean((model.predict(x[1][of[1]]) - SELECT.target[of[1]]) ** 2) for model in slow]
+        best = slow[int(np.argmin(errors))]
+        np.testing.assert_allclose(predicted[of[2]], best.predict(x[2][of[2]]), atol=1e-6)
+
+
+def test_a_site_without_rows_is_read_by_all_sites_together() -> None:
+    features = ClaimFeatures(EMBEDDING)
+    x = features(TRAIN.gold)
+    found = SiteRidge(TRAIN.sites, x, TRAIN.target).select(SELECT.sites, features(SELECT.gold), SELECT.target)
+    strange = found.predict(["L9"] * 5, x[:5])
+    pooled = SiteRidge(["one"] * len(TRAIN), x, TRAIN.target)
+    pooled.select(["one"] * len(SELECT), features(SELECT.gold), SELECT.target)
+    assert strange.shape == (5, WIDTH)
+    assert np.isfinite(strange).all()
+    assert not np.allclose(strange, found.predict(TRAIN.sites[:5], x[:5]))
+
+
+def test_token_means_by_hand() -> None:
+    y = np.array([[1.0], [3.0], [8.0], [10.0]])
+    means = TokenMeans(["a", "a", "a", "b"], [7, 7, 9, 7], y, weight=2.0)
+    np.testing.assert_allclose(means.predict(["a"], [7]), [[(1 + 3 + 2 * 4) / 4]])
+    np.testing.assert_allclose(means.predict(["a"], [5]), [[4.0]])
+    np.testing.assert_allclose(means.predict(["c"], [7]), [[5.5]])
+
+
+def test_features_are_sums_of_unit_embeddings_by_kind() -> None:
+    features = ClaimFeatures(EMBEDDING)
+    row = features([[Claim("raises", 3), Claim("raises", 4), Claim("reads", 3), Claim("skipped", NO_CHANGE)]])[0]
+    centred = EMBEDDING - EMBEDDING.mean(axis=0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    raised, lowered, read, skipped = row[: 4 * WIDTH].reshape(4, WIDTH)
+    np.testing.assert_allclose(raised, unit[3] + unit[4])
+    np.testing.assert_allclose(read, unit[3])
+    assert not lowered.any() and not skipped.any()
+    assert row[4 * WIDTH :].tolist() == [0.0, 1.0]
+    assert not features([[]]).any()
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_a_bag_reader_rebuilds_what_the_claims_make_and_nothing_from_others(conditioned: bool) -> None:
+    blind, before = blind_rungs(TRAIN, SELECT, TEST)
+    gold = TRAIN.gold, SELECT.gold
+    reader = BagReader(TRAIN, SELECT, gold, ClaimFeatures(EMBEDDING), before if conditioned else None)
+    mean = Means.of(TRAIN.sites, TRAIN.target).at(TEST.sites)
+
+    def fve(rebuilt: np.ndarray) -> float:
+        return 1 - float(((rebuilt - TEST.target) ** 2).sum() / ((mean - TEST.target) ** 2).sum())
+
+    assert fve(reader(TEST, TEST.gold)) > 0.85
+    assert fve(reader(TEST, shuffled(TEST, TEST.gold, 0))) < -0.3
+    assert fve(reader(TEST, [[] for _ in TEST.gold])) == pytest.approx(0, abs=0.1)
+    assert fve(blind["site mean"]) == 0.0
+    assert fve(blind["before"]) < 0.1  # the residual before was drawn at random
