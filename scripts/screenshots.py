@@ -19,7 +19,8 @@ from playwright.sync_api import sync_playwright
 from diff_oracle.explain.asking import Explainer
 from diff_oracle.explain.explanations import Explanations
 from diff_oracle.explain.page import render_page
-from diff_oracle.serve import load_app, serve
+from diff_oracle.explain.server import serve
+from diff_oracle.serve import load_app
 
 TEXT = "The first argument is a list of names, and the second is a list of"
 SITES = ["layers", "components", "heads"]

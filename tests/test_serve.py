@@ -21,7 +21,8 @@ from diff_oracle import diffs_of_text
 from diff_oracle.cli import compose
 from diff_oracle.explain import Explainer
 from diff_oracle.explain.page import MAX_CHARS
-from diff_oracle.serve import App, ServeConfig, serve
+from diff_oracle.explain.server import serve
+from diff_oracle.serve import App, ServeConfig
 from diff_oracle.subject.model import Subject
 from diff_oracle.tasks import make_tasks
 from tests.browsing import chromium, opened, serious_violations
@@ -32,7 +33,7 @@ SITES = ["layers", "L0H1", "L2.mlp"]
 
 
 @contextmanager
-def running(app: Any) -> Iterator[int]:
+def running(app: App) -> Iterator[int]:
     """A server in a thread of its own, on a free port."""
     with serve(app, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -128,7 +129,7 @@ def test_a_question_reaches_the_oracle(app: App, port: int) -> None:
 def test_lines_arrive_while_the_rest_is_still_worked_on(capfd: pytest.CaptureFixture[str]) -> None:
     class Slow(App):
         def __init__(self) -> None:
-            self.go_on, self.left = threading.Event(), threading.Event()
+            self.page, self.go_on, self.left = "", threading.Event(), threading.Event()
 
         def explain(self, content: Any) -> Iterator[dict[str, Any]]:
             try:
@@ -154,7 +155,8 @@ def test_lines_arrive_while_the_rest_is_still_worked_on(capfd: pytest.CaptureFix
 
 def test_what_goes_wrong_in_the_midst_is_the_last_line() -> None:
     class Broken(App):
-        def __init__(self) -> None: ...
+        def __init__(self) -> None:
+            self.page = ""
 
         def explain(self, content: Any) -> Iterator[dict[str, Any]]:
             yield {"items": [], "total": 2}
