@@ -12,6 +12,7 @@ mean size.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -163,19 +164,23 @@ class Reconstructor(nn.Module):
         folder = Path(folder)
         self.reader.save(folder / READER)
         save_file({"weight": self.head.weight.detach().cpu(), "size": self.size.cpu()}, folder / HEAD)
-        (folder / SETTINGS).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        content = {"config": asdict(self.config), "sha256": hash_of(folder / HEAD)}
+        (folder / SETTINGS).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> Reconstructor:
         """Loads what `save` wrote.
 
         Raises:
-            ValueError: The folder holds no reconstructor, or one of another base model.
+            ValueError: The folder holds no reconstructor, one that was changed since, or one of another base model.
         """
         folder = Path(folder)
         if not (folder / SETTINGS).is_file():
             raise ValueError(f"{folder} holds no reconstructor: it has no {SETTINGS}")
-        settings = json.loads((folder / SETTINGS).read_text())
+        content = json.loads((folder / SETTINGS).read_text())
+        if not (folder / HEAD).is_file() or hash_of(folder / HEAD) != content["sha256"]:
+            raise ValueError(f"{folder} is damaged: {HEAD} is missing or not what was saved")
+        settings = content["config"]
         config = ReconstructorConfig(**settings | {"lora": LoraOptions(**settings["lora"])})
         sidecar = read_sidecar(folder / READER)
         loaded = load_hf_model(sidecar.base, device)
@@ -188,6 +193,11 @@ class Reconstructor(nn.Module):
             made.head.weight.copy_(saved["weight"])
             made.size.copy_(saved["size"])
         return made.eval()
+
+
+def hash_of(file: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def truncate(loaded: LoadedModel, blocks: int | None) -> None:

@@ -107,7 +107,7 @@ def train_reconstructor(
 
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     trainer = OracleTrainer(
-        model,  # type: ignore[arg-type]
+        model,
         partial(make_optimizer, config=config),
         measure,
         lambda scores: scores[METRIC],

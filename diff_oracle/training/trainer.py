@@ -20,7 +20,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from diff_oracle.oracle.injection import decoder_blocks
-from diff_oracle.oracle.model import Oracle
 from diff_oracle.training.checkpoints import Checkpoints
 
 TRAINED = "trained.safetensors"
@@ -35,7 +34,7 @@ class OracleTrainer(Trainer):
     """Trains an oracle, with what it takes to stop at any moment and go on.
 
     Args:
-        oracle: Trained in place.
+        oracle: Trained in place: an oracle, or another module that has a model `lm` and gives a loss.
         make_optimizer: Makes the optimiser of all that is trained.
         measure: Scores the oracle; its scores go into the log.
         select: What is to be highest, from these scores: the state where it was is what training ends with. None: the
@@ -50,9 +49,9 @@ class OracleTrainer(Trainer):
 
     def __init__(
         self,
-        oracle: Oracle,
-        make_optimizer: Callable[[Oracle], torch.optim.Optimizer],
-        measure: Callable[[Oracle], Scores],
+        oracle: nn.Module,
+        make_optimizer: Callable[[Any], torch.optim.Optimizer],
+        measure: Callable[[Any], Scores],
         select: Callable[[Scores], float] | None,
         evaluations: int,
         patience: int | None,
@@ -65,7 +64,7 @@ class OracleTrainer(Trainer):
         self._patience, self._checkpoints = patience, checkpoints
         self.optimizer: Any
         self.control: TrainerControl
-        block = decoder_blocks(oracle.lm.get_base_model())[0]
+        block = decoder_blocks(cast(Any, oracle).lm.get_base_model())[0]
         cast(Any, oracle)._no_split_modules = [type(block).__name__]  # what FSDP gathers at once
         timetable = _Timetable(self, evaluations, checkpoint_every)
         super().__init__(model=oracle, callbacks=[*callbacks, timetable], **options)
