@@ -27,10 +27,14 @@ def render_page(explanations: Explanations, live: bool = False) -> str:
         explanations: What is shown.
         live: Whether a server stands behind the page that reads texts, explains tokens and answers questions
             (`diff_oracle.serve`).
+
+    Raises:
+        ValueError: A number is not finite.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # no browser reads NaN
 
     def part(name: str) -> Markup:
         return Markup(environment.get_template(f"page{name}.j2").render())

@@ -70,6 +70,11 @@ def test_the_page_holds_the_explanations_and_lets_only_its_own_script_run() -> N
     assert render_page(evil) == html
 
 
+def test_a_number_that_no_browser_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        render_page(replace(MADE, items=[make_explanation(0, 2, "L0", skip_kl=float("nan"))]))
+
+
 def test_a_token_and_a_head_show_their_explanation_and_what_was_measured(page: Any) -> None:
     token(page, 2).click()
     cell(page, "L1H2").click()
