@@ -33,11 +33,11 @@ from diff_oracle.nla.training import ReadingConfig, train_reconstructor
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.provenance import provenance
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.records import open_dataset
+from diff_oracle.records import Split, open_dataset
 from diff_oracle.subject.loading import load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
 from diff_oracle.tasks.claims import write
-from diff_oracle.tasks.explanation import Explanation, ExplanationConfig, reworded
+from diff_oracle.tasks.explanation import ExplanationConfig, reworded
 from diff_oracle.tasks.truth import TruthConfig, measured
 from diff_oracle.training.checkpoints import Checkpoints
 from diff_oracle.training.sft import CHECKPOINTS, TrainingConfig
@@ -124,11 +124,17 @@ def run(config: TrainArConfig) -> float:
     assert config.run_dir is not None  # the command sets it
     started = time.monotonic()
     run_dir, device = Path(config.run_dir), pick_device(config.device)
-    av, task, dataset_dir = _load(config, device)
+    av, named, dataset_dir = _load(config, device)
     dataset = open_dataset(dataset_dir, av.identity.weights_hash, av.identity.tokenizer_hash)
-    task.fit(dataset.split("train"), av.vocabulary)
-    limits = {"train": config.ladder.train_rows, "select": config.ladder.select_rows, "test": config.ladder.num_rows}
-    splits = Splits(**{name: read_rows(dataset.split(name), task, most, config.seed) for name, most in limits.items()})  # type: ignore[arg-type]
+    limits: dict[Split, int | None] = {
+        "train": config.ladder.train_rows,
+        "select": config.ladder.select_rows,
+        "test": config.ladder.num_rows,
+    }
+    train, select, test = (
+        read_rows(dataset.split(name), named, av.vocabulary, most, config.seed) for name, most in limits.items()
+    )
+    splits = Splits(train, select, test)
     subject = Subject(load_hf_model(av.base, device))
     ladder = Ladder(
         splits.test,
@@ -138,11 +144,11 @@ def run(config: TrainArConfig) -> float:
         config.seed,
     )
     logger.info("explaining %d rows", len(splits.test))
-    said = [parsed_claims(text, av) for text in explain(av, splits.test.records, task.config)]
-    from_text = [parsed_claims(text, av) for text in explain(av, splits.test.records, task.config, from_text=True)]
+    said = [parsed_claims(text, av) for text in explain(av, splits.test.records, named)]
+    from_text = [parsed_claims(text, av) for text in explain(av, splits.test.records, named, from_text=True)]
     _closed_form(ladder, splits, subject, av, said, from_text, config.seed)
     if config.reader == "transformer":
-        _transformers(config, ladder, splits, task.config, said, from_text, device)
+        _transformers(config, ladder, splits, named, said, from_text, device)
     ladder.splice(subject, config.ladder.splice_rows, SPLICED)
     blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
     lines = to_rows([*ladder.lines(), *ladder.gains([("AV: bag", blind), *GAINS])])
@@ -162,8 +168,8 @@ def run(config: TrainArConfig) -> float:
     return ladder.fve("AV: bag")
 
 
-def _load(config: TrainArConfig, device: str) -> tuple[Oracle, Explanation, Path]:
-    """The oracle, the task that it explains by, and its dataset.
+def _load(config: TrainArConfig, device: str) -> tuple[Oracle, ExplanationConfig, Path]:
+    """The oracle, what its explanations name, and its dataset.
 
     Raises:
         ValueError: The folder is no run of an oracle that was trained to explain.
@@ -177,11 +183,11 @@ def _load(config: TrainArConfig, device: str) -> tuple[Oracle, Explanation, Path
             f"oracle={source} was not trained to explain: train one with "
             "'+task=[logit_lens,attention,layer_skip,explanation]'"
         )
-    task = Explanation(ExplanationConfig(**about["config"]["tasks"]["explanation"]))
+    named = ExplanationConfig(**about["config"]["tasks"]["explanation"])
     dataset = Path(about["dataset"])
     if config.data_dir is not None:
         dataset = Path(config.data_dir) / dataset.name
-    return Oracle.from_pretrained(source / "oracle", device), task, dataset
+    return Oracle.from_pretrained(source / "oracle", device), named, dataset
 
 
 def _closed_form(

@@ -13,7 +13,8 @@ from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import Record, RecordSet
 from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.claims import Claim
-from diff_oracle.tasks.explanation import Explanation
+from diff_oracle.tasks.explanation import ExplanationConfig, gold_claims
+from diff_oracle.tasks.text import Vocabulary
 
 Claims = Sequence[Claim]
 
@@ -49,24 +50,25 @@ class Rows:
         return [record.token_ids[-1] for record in self.records]
 
 
-def read_rows(records: RecordSet, task: Explanation, num_rows: int | None, seed: int) -> Rows:
-    """Rows that can be explained, all of them or a random choice.
+def read_rows(
+    records: RecordSet, config: ExplanationConfig, vocabulary: Vocabulary, num_rows: int | None, seed: int
+) -> Rows:
+    """All rows, or a random choice.
 
     Args:
-        records: A split.
-        task: Fitted; says what the gold claims are.
+        records: A split, or a part of one.
+        config: What the gold claims are.
+        vocabulary: Which tokens they may name.
         num_rows: How many at most.
         seed: Keys the choice.
     """
-    possible = np.flatnonzero(task.askable(records)[:, 0])
+    chosen = np.arange(len(records))
     if num_rows is not None:
-        possible = keyed_rng(seed, "nla rows").permutation(possible)[:num_rows]
-    some = records.take(possible)
-    target, before = (
-        np.stack([v for v in vectors]).astype(np.float64)
-        for vectors in zip(*((r.diff, r.before) for r in some), strict=True)
-    )
-    return Rows(some, [task.claims(record.labels) for record in some], unit_scale(target), unit_scale(before))
+        chosen = keyed_rng(seed, "nla rows").permutation(chosen)[:num_rows]
+    some = records.take(chosen)
+    diffs, befores = (np.stack([getattr(r, name) for r in some]).astype(np.float64) for name in ("diff", "before"))
+    gold = [gold_claims(record.labels, config, vocabulary) for record in some]
+    return Rows(some, gold, unit_scale(diffs), unit_scale(befores))
 
 
 def other_documents(records: Sequence[Record], seed: int) -> list[int]:

@@ -80,7 +80,7 @@ class Explanation:
 
     config: ExplanationConfig = field(default_factory=ExplanationConfig)
     usual: dict[str | None, tuple[Claim, ...]] = field(default_factory=dict, init=False, repr=False)
-    _allowed: Bool[np.ndarray, "vocab"] = field(init=False, repr=False)
+    _vocabulary: Vocabulary = field(init=False, repr=False)
     name = "explanation"
     kinds = MappingProxyType(KINDS)
     open_kinds = ("explain",)
@@ -92,7 +92,7 @@ class Explanation:
         Raises:
             ValueError: No row has a label.
         """
-        self._allowed = vocabulary.allowed.cpu().numpy()
+        self._vocabulary = vocabulary
         rows: dict[str | None, list[list[Claim]]] = defaultdict(list)
         for site, claims in zip(records.sites, self._claims_of(records), strict=True):
             if claims:
@@ -105,31 +105,16 @@ class Explanation:
         most = self.config.num_raised + self.config.num_lowered + self.config.num_read + 1
         self.usual = {site: best_constant(some, most) for site, some in rows.items()}
 
-    def claims(self, labels: Mapping[str, Any]) -> list[Claim]:
-        """What the labels say, in the canonical order: by kind, strongest first."""
-        config, claims = self.config, []
-        if "promoted_ids" in labels:
-            claims += [Claim("raises", int(i)) for i in labels["promoted_ids"][: config.num_raised]]
-            claims += [Claim("lowers", int(i)) for i in labels["suppressed_ids"][: config.num_lowered]]
-        if not np.isnan(sink := labels.get("sink_weight", np.nan)):
-            shares = {} if sink >= config.sink_only else token_shares(labels)
-            read = [t for t, share in shares.items() if share >= config.min_share and self._allowed[t]]
-            claims += [Claim("reads", said) for said in (read if shares else [ONLY_SINK])[: config.num_read]]
-        if not np.isnan(kl := labels.get("kl", np.nan)):
-            skipped = NO_CHANGE if kl < config.small_kl else int(labels["skipped_ids"][0])
-            claims.append(Claim("skipped", skipped))
-        return claims
-
     def _claims_of(self, records: RecordSet) -> Iterator[list[Claim]]:
         """Every row's claims, read without the vectors."""
         measured = [task for task, columns in LABEL_COLUMNS.items() if records.column_names >= columns.keys()]
         for of_tasks in zip(*(label_rows(records, task) for task in measured), strict=True):
-            yield self.claims({name: value for columns in of_tasks for name, value in columns.items()})
+            yield gold_claims({n: v for columns in of_tasks for n, v in columns.items()}, self.config, self._vocabulary)
 
     def kinds_for(self, record: Record) -> Sequence[str]:
         """Every kind, unless no label says anything of the row."""
         self._check_fitted()
-        return tuple(self.kinds) if self.claims(record.labels) else ()
+        return tuple(self.kinds) if gold_claims(record.labels, self.config, self._vocabulary) else ()
 
     def askable(self, records: RecordSet) -> Bool[np.ndarray, "row kind"]:
         """`kinds_for` of every row."""
@@ -156,9 +141,14 @@ class Explanation:
         check_kind(kind, self.kinds)
         check_askable(self.name, record, kind, self.kinds_for(record), sign)
         wording = draw_wording(PHRASINGS[kind][phrasing], rng)
-        claims = self.claims(record.labels)
+        claims = gold_claims(record.labels, self.config, self._vocabulary)
         answers = {"explain": write(claims), "reworded": reworded(claims, rng), "brief": write(brief(claims))}
         return Question(self.name, kind, phrasing, (wording,), answers[kind])
+
+    def standard_questions(self, record: Record, vocabulary: Vocabulary) -> list[Question]:
+        """The explanation, where there is a label."""
+        claims, wording = gold_claims(record.labels, self.config, vocabulary), PHRASINGS["explain"]["seen"][0]
+        return [Question(self.name, "explain", "seen", (wording,), write(claims))] if claims else []
 
     def score(self, question: Question, answer: str, vocabulary: Vocabulary) -> float:
         """The share of right claims among those made or wanted, whichever are more; a line that is none is wrong."""
@@ -179,6 +169,22 @@ class Explanation:
     def _check_fitted(self) -> None:
         if not self.usual:
             raise RuntimeError(f"task {self.name} knows no site yet: call task.fit(dataset.split('train')) first")
+
+
+def gold_claims(labels: Mapping[str, Any], config: ExplanationConfig, vocabulary: Vocabulary) -> list[Claim]:
+    """What a row's labels say, in the canonical order: by kind, strongest first; empty where there is no label."""
+    claims: list[Claim] = []
+    if "promoted_ids" in labels:
+        claims += [Claim("raises", int(i)) for i in labels["promoted_ids"][: config.num_raised]]
+        claims += [Claim("lowers", int(i)) for i in labels["suppressed_ids"][: config.num_lowered]]
+    if not np.isnan(sink := labels.get("sink_weight", np.nan)):
+        shares = {} if sink >= config.sink_only else token_shares(labels)
+        read = [t for t, share in shares.items() if share >= config.min_share and vocabulary.may_name(t)]
+        claims += [Claim("reads", said) for said in (read if shares else [ONLY_SINK])[: config.num_read]]
+    if not np.isnan(kl := labels.get("kl", np.nan)):
+        skipped = NO_CHANGE if kl < config.small_kl else int(labels["skipped_ids"][0])
+        claims.append(Claim("skipped", skipped))
+    return claims
 
 
 def brief(claims: Sequence[Claim]) -> list[Claim]:

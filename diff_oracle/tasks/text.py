@@ -55,6 +55,10 @@ class Vocabulary:
         """The token that a label may name and that reads so; None where there is none."""
         return self._nameable.get(text)
 
+    def may_name(self, token: int) -> bool:
+        """Whether a label may name the token."""
+        return self._nameable.get(self.texts[token]) == token
+
     @cached_property
     def _nameable(self) -> dict[str, int]:
         return {self.texts[i]: i for i in self.allowed.nonzero().flatten().tolist()}

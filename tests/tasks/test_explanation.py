@@ -95,3 +95,11 @@ def test_rows_without_a_label_are_asked_nothing() -> None:
         task.question(rows[0], "explain", RNG)
     with pytest.raises(ValueError, match="has no label to explain"):
         task.fit(make_rows(rows[:1], "attention"), VOCABULARY)
+
+
+def test_the_standard_question_needs_no_training_rows() -> None:
+    fresh = Explanation()
+    for index in range(6):
+        (question,) = fresh.standard_questions(RECORDS[index], VOCABULARY)
+        assert list(parse(VOCABULARY.show(question.answer), VOCABULARY).claims) == answer("explain", index)
+    assert fresh.standard_questions(make_record(attention([], [], [], sink=None), site="L1.mlp"), VOCABULARY) == []
