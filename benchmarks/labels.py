@@ -12,10 +12,10 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
+from common.memory import peak_memory
 
 from data_gen import attention, layer_skip, logit_lens
 from data_gen.build import BuildConfig
@@ -196,20 +196,7 @@ def peak_over_weights(queries: list[Query]) -> float:
         for task, module in (("logit_lens", logit_lens), ("attention", attention), ("layer_skip", layer_skip)):
             module.measure(run, captured, allowed, options[task])
 
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 1e9
-
-    def kilobytes(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-    before = kilobytes("VmRSS")
-    work()
-    return (kilobytes("VmHWM") - before) * 1024 / 1e9
+    return peak_memory(work, device)
 
 
 layers, heads = queries_at(places, ["layers"]), queries_at(places, ["heads"])

@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
+from common.memory import peak_memory
 from torch.nn.utils import clip_grad_norm_
 
 from data_gen.build import build
@@ -138,22 +138,7 @@ def peak(model: str, data_dir: str, recipe: str) -> float:
     """GB that steps of a recipe need above what stands in memory before them."""
     bench = Bench(model, data_dir)
     way, batches = (bench.ours, bench.batches) if recipe == "ours" else (bench.plain, bench.random_batches)
-    if bench.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        for groups in batches:
-            bench.step(way, groups)
-        return (torch.cuda.max_memory_allocated() - before) / 1e9
-
-    def kilobytes(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-    before = kilobytes("VmRSS")
-    for groups in batches:
-        bench.step(way, groups)
-    return (kilobytes("VmHWM") - before) * 1024 / 1e9
+    return peak_memory(lambda: [bench.step(way, groups) for groups in batches], bench.device)
 
 
 def part(*arguments: str) -> dict[str, float]:
