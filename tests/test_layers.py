@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 # From the ground up; a unit imports from units before it, and from itself.
 ORDER = ("randomness", "subject", "records", "provenance", "tasks", "oracle", "training", "evaluation", "nla")
-ENTRY_POINTS = {f"diff_oracle.{name}" for name in ("train", "evaluate", "report", "train_ar", "train_rl")}
+ENTRY_POINTS = {f"diff_oracle.{name}" for name in ("train", "evaluate", "report", "train_ar", "train_rl", "verbalise")}
 ENTRY_POINTS |= {"data_gen.build", "diff_oracle.explain", "diff_oracle.explain_head", "diff_oracle.serve"}
 CLI = "diff_oracle.cli"
 FRONT_DOOR = ("subject", "oracle")  # what `import diff_oracle` offers
