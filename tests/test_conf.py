@@ -11,8 +11,11 @@ from diff_oracle.explain.__main__ import ExplainConfig
 from diff_oracle.report import ReportConfig
 from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
+from diff_oracle.train_ar import TrainArConfig
+from diff_oracle.verbalise import VerbaliseConfig
 
 CONF = Path(__file__).parents[1] / "conf"
+MEASURED = {"logit_lens", "attention", "layer_skip"}
 GROUPS = ("model", "corpus", "sites", "injection", "input", "map", "lora")
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 CHOICES += [
@@ -23,7 +26,7 @@ CHOICES += [
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     config = compose("train", TrainConfig, ["+task=logit_lens", choice])
-    assert set(config.tasks) == (set(TASKS) if choice == "+experiment=three_tasks" else {"logit_lens"})
+    assert set(config.tasks) == (MEASURED if choice == "+experiment=three_tasks" else {"logit_lens"})
     group, _, name = choice.partition("=")
     chosen = {
         "corpus": config.corpus.name,
@@ -36,7 +39,9 @@ def test_every_choice_composes(choice: str) -> None:
 
 @pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("build", BuildConfig)])
 def test_commands_that_measure_want_a_task(name: str, schema: type) -> None:
-    with pytest.raises(ValueError, match=r"no task: add \+task=NAME \(choose from attention, layer_skip, logit_lens\)"):
+    with pytest.raises(
+        ValueError, match=r"no task: add \+task=NAME \(choose from attention, explanation, layer_skip, logit_lens\)"
+    ):
         compose(name, schema)
 
 
@@ -56,6 +61,19 @@ def test_explain_composes() -> None:
     config = compose("explain", ExplainConfig, ["oracle=runs/demo", "position=[3,-1]", "sites.names=[L5H3,layers]"])
     assert (config.position, config.sites.names) == ([3, -1], ["L5H3", "layers"])
     assert compose("explain", ExplainConfig, ["oracle=runs/demo", "position=all"]).position == "all"
+
+
+@pytest.mark.parametrize("choice", sorted(file.stem for file in (CONF / "ar").glob("*.yaml")))
+def test_every_reconstructor_composes(choice: str) -> None:
+    config = compose("train_ar", TrainArConfig, ["oracle=runs/explainer", f"ar={choice}"])
+    chosen = {"small": config.ar.blocks == 2, "given_text": config.ar.before == "text"}
+    chosen |= {"given_before": config.ar.before == "vector", "regularised": config.ar.lora.rank == 8}
+    assert {name for name, is_so in chosen.items() if is_so} == ({choice} & chosen.keys())
+
+
+def test_verbalise_composes() -> None:
+    config = compose("verbalise", VerbaliseConfig, ["+task=[logit_lens,explanation]", "model=smollm2_135m"])
+    assert config.sites.per_position is None
 
 
 def test_report_composes() -> None:

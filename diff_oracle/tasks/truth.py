@@ -30,7 +30,7 @@ from diff_oracle.tasks.text import Vocabulary
 _ROWS_AT_ONCE = 256
 
 
-@dataclass(frozen=True)
+@dataclass
 class TruthConfig:
     """What counts as true."""
 
