@@ -70,10 +70,13 @@ def test_wrong_settings(refused: Refused, override: str, said: str) -> None:
 
 
 def test_unknown_and_missing_tasks_are_answered_with_the_list(refused: Refused) -> None:
-    assert refused("data_dir=data") == "error: no task: add +task=NAME (choose from attention, layer_skip, logit_lens)"
+    assert (
+        refused("data_dir=data")
+        == "error: no task: add +task=NAME (choose from attention, explanation, layer_skip, logit_lens)"
+    )
     assert (
         refused("+task=rhyme", "data_dir=data")
-        == "error: unknown task 'rhyme': choose from attention, layer_skip, logit_lens"
+        == "error: unknown task 'rhyme': choose from attention, explanation, layer_skip, logit_lens"
     )
 
 
