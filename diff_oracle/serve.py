@@ -144,10 +144,7 @@ def load_app(oracle: str, sites: list[str], device: str = "auto") -> App:
     Raises:
         ValueError: There is no such oracle, or a site is unknown.
     """
-    explainer, tasks = load_explainer(oracle, device=device)
-    if "explanation" not in (task.name for task in tasks):
-        explainer.free_question = None  # it was never taught to say what it wants
-    return App(explainer, sites, oracle)
+    return App(load_explainer(oracle, device=device), sites, oracle)
 
 
 def run(config: ServeConfig) -> None:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data_gen.text_files import read_texts
 from diff_oracle import __version__
 from diff_oracle.cli import entry_point
-from diff_oracle.explain.answering import FREE_QUESTION
+from diff_oracle.explain.answering import AUTO
 from diff_oracle.explain.asking import Explainer
 from diff_oracle.explain.explanations import RANKS, Explanations
 from diff_oracle.explain.page import render_page
@@ -35,7 +35,7 @@ from diff_oracle.explain.table import print_explanations
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.subject.loading import pick_device
 from diff_oracle.subject.model import Subject
-from diff_oracle.tasks import TASKS, Task, make_tasks
+from diff_oracle.tasks import TASKS, make_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class ExplainConfig:
     """Which sites. On the command line, sites=L5H3 and sites=[L5H3,layers] are short for sites.names=[…]."""
     tasks_asked: list[str] = field(default_factory=list)
     """Tasks whose standard questions are asked; those that the oracle was trained with if none are named."""
-    free_question: str | None = FREE_QUESTION
-    """What brings the free explanation; null asks for none."""
+    free_question: str | None = AUTO
+    """What brings the free explanation; null asks for none, `auto` too unless the oracle was trained to give one."""
     rank: str = "size"
     """What counts as large: `size`, `direct_effect` or `skip_kl`."""
     show: int = 8
@@ -79,7 +79,7 @@ class ExplainConfig:
     save: list[str] = field(default_factory=lambda: list(OUTPUTS))
     """What is written: json, parquet, html."""
     batch_size: int = 256
-    """Sites that are explained together, and questions that are answered together; a kill costs one batch."""
+    """Sites that are explained together; a kill costs one batch."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     run_dir: str | None = None
@@ -104,15 +104,20 @@ def run(config: ExplainConfig) -> None:
     folder, texts = Path(config.run_dir), read_config_texts(config)
     if (folder / "run.json").exists():
         raise ValueError(f"run_dir={folder} is a run's own folder: choose another one")
-    explainer, tasks = load_explainer(config.oracle, config.tasks_asked, config.device)
-    explainer.free_question, explainer.batch_size = config.free_question, config.batch_size
+    explainer = load_explainer(
+        config.oracle,
+        config.tasks_asked,
+        config.device,
+        free_question=config.free_question,
+        batch_size=config.batch_size,
+    )
     read = [explainer.read(text) for text in texts]
     queries = explainer.queries(read, config.sites.names, config.position)
     settings = {
         "oracle": _fingerprint(config.oracle),
         "texts": texts,
-        "tasks": {task.name: asdict(task.config) for task in tasks},
-        "free_question": config.free_question,
+        "tasks": {task.name: asdict(task.config) for task in explainer.tasks},
+        "free_question": explainer.free_question,
         "version": __version__,
     }
     store = Store(folder, settings)
@@ -142,13 +147,14 @@ def write(explanations: Explanations, folder: Path, outputs: Sequence[str]) -> l
     return written
 
 
-def load_explainer(oracle: str, tasks_asked: Sequence[str] = (), device: str = "auto") -> tuple[Explainer, list[Task]]:
-    """An oracle with its subject, and what it is asked.
+def load_explainer(oracle: str, tasks_asked: Sequence[str] = (), device: str = "auto", **options: Any) -> Explainer:
+    """An oracle with its subject.
 
     Args:
         oracle: A run directory, an oracle's folder, or an id on the hub.
         tasks_asked: Tasks by name; those of the run where there is one, else all, if none are named.
         device: Where models go.
+        options: Of `Explainer`.
 
     Raises:
         ValueError: There is no such oracle, or its run cannot be read.
@@ -163,7 +169,7 @@ def load_explainer(oracle: str, tasks_asked: Sequence[str] = (), device: str = "
     tasks = make_tasks({name: settings.get(name, {}) for name in (tasks_asked or settings)})
     device = pick_device(device)
     loaded = Oracle.from_pretrained(_oracle_folder(oracle), device)
-    return Explainer(Subject.load(loaded.base, device), loaded, tasks), tasks
+    return Explainer(Subject.load(loaded.base, device), loaded, tasks, **options)
 
 
 def read_config_texts(config: ExplainConfig) -> list[str]:

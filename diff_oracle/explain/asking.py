@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from diff_oracle.explain.answering import FREE_QUESTION, free_explanations, standard_answers
+from diff_oracle.explain.answering import AUTO, EXPLANATION, FREE_QUESTION, free_explanations, standard_answers
 from diff_oracle.explain.explanations import Answer, Claim, ExplainedText, Explanation, Explanations
 from diff_oracle.explain.measured import (
     ALL,
@@ -28,6 +28,7 @@ from diff_oracle.explain.measured import (
     read_text,
 )
 from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.reading import Reading
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import TASKS, Task, make_tasks
@@ -50,7 +51,7 @@ class Explainer:
         oracle: Its oracle.
         tasks: What is asked: those of them that have standard questions.
         free_question: What brings the free explanation; None asks for none.
-        batch_size: Sites that are explained together, and questions that are answered together.
+        batch_size: Sites that are explained together.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Explainer:
         subject: Subject,
         oracle: Oracle,
         tasks: Sequence[Task] | None = None,
-        free_question: str | None = FREE_QUESTION,
+        free_question: str | None = AUTO,
         batch_size: int = 128,
     ) -> None:
         """Takes every task where none are named.
@@ -77,6 +78,8 @@ class Explainer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.subject, self.oracle = subject, oracle
         self.tasks = list(make_tasks({name: {} for name in TASKS}) if tasks is None else tasks)
+        if free_question == AUTO:
+            free_question = FREE_QUESTION if any(task.name == EXPLANATION for task in self.tasks) else None
         self.free_question, self.batch_size = free_question, batch_size
         self._measured = measured_tasks(self.tasks)
         self._allowed = oracle.vocabulary.allowed.to(subject.device)
@@ -130,10 +133,11 @@ class Explainer:
         context = text.token_ids[: 1 + max(position for position, _ in at)]
         points = measure_sites(self.subject, context, at, self._measured, self._allowed)
         records = [point.record for point in points]
-        answers = standard_answers(self.oracle, self.tasks, records, self.batch_size)
+        reading, vocabulary = Reading(self.oracle, records), self.oracle.vocabulary
+        answers = standard_answers(reading, self.tasks, records, vocabulary)
         free: list[tuple[str | None, list[Claim]]] = [(None, [])] * len(points)
         if self.free_question is not None:
-            free = list(free_explanations(self.oracle, self.subject, records, self.free_question, self.batch_size))
+            free = list(free_explanations(reading, records, self.free_question, self.subject, vocabulary))
         return [
             self._explanation(number, query.site, point, answered, *said)
             for query, point, answered, said in zip(queries, points, answers, free, strict=True)
@@ -187,7 +191,7 @@ def explain(
     sites: str | Sequence[str] = "heads",
     positions: int | str | Sequence[int] = -1,
     tasks: Sequence[Task] | None = None,
-    free_question: str | None = FREE_QUESTION,
+    free_question: str | None = AUTO,
     batch_size: int = 128,
 ) -> Explanations:
     """Explains sites at positions of a text, or of several.
@@ -199,8 +203,9 @@ def explain(
         sites: Single sites (`L3H2`) or sets (`layers`, `components`, `heads`, `spans`), one or several.
         positions: Token indices, negative ones from the end, one or several; or `all`. Position 0 has no diff.
         tasks: What is asked; every task where it is not given.
-        free_question: What brings the free explanation; None asks for none.
-        batch_size: Questions that are answered together.
+        free_question: What brings the free explanation; `auto` asks for one if task `explanation` is among the tasks,
+            None asks for none.
+        batch_size: Sites that are explained together.
 
     Raises:
         ValueError: As `Explainer` and `Explainer.queries`.

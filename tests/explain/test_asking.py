@@ -1,13 +1,12 @@
 """Explaining from Python: every site at every position, answers that are the oracle's own, claims that are checked."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from diff_oracle.explain import Explainer, explain
 from diff_oracle.explain.answering import FREE_QUESTION, _checked
-from diff_oracle.oracle.prompt import Prompt
+from diff_oracle.oracle.reading import Reading
 from diff_oracle.subject.capture import diffs_of_text
 from diff_oracle.tasks import Question, make_tasks
 from tests.explain.conftest import untrained_oracle
@@ -55,16 +54,6 @@ def test_answers_are_what_the_oracle_says_when_asked_alone(
         assert item.explanation == few.oracle.ask(diff, FREE_QUESTION, max_new_tokens=8)
 
 
-class Saying:
-    """In place of an oracle's generation: always the same words."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __call__(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 1) -> list[str]:
-        return [self.text] * len(prompts)
-
-
 def test_claims_of_a_free_explanation_are_checked_on_the_model(
     explainer: Explainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +62,7 @@ def test_claims_of_a_free_explanation_are_checked_on_the_model(
     monkeypatch.setattr(explainer, "tasks", [])
 
     def explained(text: str) -> Any:
-        monkeypatch.setattr(explainer.oracle, "generate", Saying(text))
+        monkeypatch.setattr(Reading, "generate", lambda self, rows, *_: [text] * len(rows))
         ((item,),) = explainer.explain(texts, query)
         return item
 

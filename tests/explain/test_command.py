@@ -19,7 +19,7 @@ from diff_oracle.cli import compose
 from diff_oracle.explain import Explainer, Explanations, __main__, explain
 from diff_oracle.explain.__main__ import ExplainConfig, hydra_words
 from diff_oracle.explain.store import FILE
-from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.reading import Reading
 from diff_oracle.tasks import make_tasks
 from tests.explain.conftest import untrained_oracle
 
@@ -77,16 +77,16 @@ def test_after_an_interrupt_what_is_finished_stays(
 ) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     words = (*QUICK, f"oracle={oracle_dir}", "text=one two", "sites=[L0,L1,L2]", f"run_dir={tmp_path / 'out'}")
-    generate, calls = Oracle.generate, []
+    generate, calls = Reading.generate, []
 
-    def interrupted(self: Oracle, *args: Any, **kwargs: Any) -> list[str]:
+    def interrupted(self: Reading, *args: Any, **kwargs: Any) -> list[str]:
         calls.append(args)
         if len(calls) == 4:  # each batch of one site has two lists: in the middle of the second batch
             raise KeyboardInterrupt
         return generate(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Oracle, "generate", interrupted)
+        patch.setattr(Reading, "generate", interrupted)
         with pytest.raises(SystemExit) as left:
             call(patch, *words)
     assert left.value.code == 130
@@ -113,7 +113,7 @@ def test_a_finished_run_is_only_shown_again_and_may_grow(
         raise AssertionError("asked again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Oracle, "generate", refuse)
+        patch.setattr(Reading, "generate", refuse)
         call(patch, *words, "sites=L2", "position=3", "save=[json]")
     assert Explanations.load(tmp_path).items == [
         item for item in found.items if (item.position, item.site) == (3, "L2")
