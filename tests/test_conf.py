@@ -16,6 +16,7 @@ from diff_oracle.verbalise import VerbaliseConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 MEASURED = {"logit_lens", "attention", "layer_skip"}
+EXPERIMENTS = {"+experiment=three_tasks": MEASURED, "+experiment=explainer": {*MEASURED, "explanation"}}
 GROUPS = ("model", "corpus", "sites", "injection", "input", "map", "lora")
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 CHOICES += [
@@ -26,7 +27,7 @@ CHOICES += [
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     config = compose("train", TrainConfig, ["+task=logit_lens", choice])
-    assert set(config.tasks) == (MEASURED if choice == "+experiment=three_tasks" else {"logit_lens"})
+    assert set(config.tasks) == EXPERIMENTS.get(choice, {"logit_lens"})
     group, _, name = choice.partition("=")
     chosen = {
         "corpus": config.corpus.name,
