@@ -23,6 +23,7 @@ from diff_oracle.randomness import keyed_rng
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.splice import kl_divergence, spliced_log_probs
+from diff_oracle.tasks.claims import Parsed
 from diff_oracle.tasks.truth import Measured
 
 
@@ -61,6 +62,7 @@ class Ladder:
     errors: dict[str, Errors] = field(default_factory=dict, init=False)
     kl: dict[str, Float[np.ndarray, "row"]] = field(default_factory=dict, init=False)
     said: dict[str, list[Claims]] = field(default_factory=dict, init=False)
+    texts: dict[str, dict[str, Float[np.ndarray, "row"]]] = field(default_factory=dict, init=False)
 
     def add(
         self, rung: str, rebuilt: Float[np.ndarray, "row d_model"], explanations: Sequence[Claims] | None = None
@@ -76,6 +78,14 @@ class Ladder:
         self.errors[rung] = Errors.of(rebuilt, self.rows.target, self.means.at(self.rows.sites))
         if explanations is not None:
             self.said[rung] = list(explanations)
+
+    def health(self, rung: str, lengths: Sequence[int], parsed: Sequence[Parsed]) -> None:
+        """Length in tokens, and the shares of explanations without a claim and with a line that is none."""
+        self.texts[rung] = {
+            "length": np.array(lengths, dtype=float),
+            "without_claims": np.array([float(not p.claims) for p in parsed]),
+            "with_other_lines": np.array([float(bool(p.other_lines)) for p in parsed]),
+        }
 
     def true_claims(self, said: Sequence[Claims]) -> list[Claims]:
         """The claims of each row that are true."""
@@ -120,6 +130,8 @@ class Ladder:
                 for metric in ("nmse", "cosine", "centred_cosine", "norm_ratio"):
                     result.append(_line(rung, group, metric, bootstrap.estimate(getattr(errors, metric)[mask])))
             result += self._kl_lines(group, mask)
+            for rung, measures in self.texts.items():
+                result += [_line(rung, group, name, bootstrap.estimate(x[mask])) for name, x in measures.items()]
             for rung, said in self.said.items():
                 result += self._claim_lines(rung, group, mask, bootstrap, said)
         return result

@@ -117,8 +117,12 @@ def explain(
 ) -> list[str]:
     """The oracle's explanations; `from_text`: of what it makes of the context alone, without the diff."""
     about = av.prompts.with_text if from_text else av.prompts.about
-    most = config.num_raised + config.num_lowered + config.num_read + 1
-    return av.generate([about(diff, QUESTION) for diff in diffs], most * _TOKENS_A_CLAIM, batch_size)
+    return av.generate([about(diff, QUESTION) for diff in diffs], longest_explanation(config), batch_size)
+
+
+def longest_explanation(config: ExplanationConfig) -> int:
+    """Tokens that an explanation takes at most."""
+    return (config.num_raised + config.num_lowered + config.num_read + 1) * _TOKENS_A_CLAIM
 
 
 def parsed_claims(text: str, av: Oracle) -> list[Claim]:

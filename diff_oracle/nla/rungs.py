@@ -16,7 +16,7 @@ from diff_oracle.subject.model import Subject
 from diff_oracle.tasks.text import Vocabulary
 
 Rebuilt = Float[np.ndarray, "row d_model"]
-DIFF_BLIND = ("site mean", "token mean", "before", "text: AR", "text: explained")
+DIFF_BLIND = ("site mean", "token mean", "before", "text: AR", "text: explained", "text: prompted")
 """Rungs that never saw the diff."""
 
 

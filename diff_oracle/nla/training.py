@@ -76,6 +76,7 @@ def train_reconstructor(
     reading: ReadingConfig,
     seed: int,
     run_dir: Path,
+    settings: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains in place, from the last checkpoint where there is one; the best state on the select rows is kept.
 
@@ -88,13 +89,17 @@ def train_reconstructor(
         reading: How what is read is varied.
         seed: Keys every draw.
         run_dir: Checkpoints go in here, and stay.
+        settings: What must be the same for a training to go on.
 
     Returns:
         The log.
 
     Raises:
-        ValueError: The loss or a weight is not finite.
+        ValueError: The loss or a weight is not finite, or a training with other settings is unfinished here.
     """
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS)
+    checkpoints.refuse_others(settings or {})
+    checkpoints.claim(settings or {})
     dataset = ReadingDataset(claims[0], reading, config.steps * config.batch_size, seed)
     texts: list[Text] = [() if reading.context_only else write(row) for row in claims[1]]
     first = [dataset[i] for i in range(min(len(dataset), config.batch_size))]
@@ -105,7 +110,6 @@ def train_reconstructor(
         rebuilt = reader.reconstruct(select.records, texts)
         return {METRIC: 1 - float(np.mean((rebuilt - select.target) ** 2)) / denominator}
 
-    checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     trainer = OracleTrainer(
         model,
         partial(make_optimizer, config=config),

@@ -1,0 +1,213 @@
+"""Measures a pair: every rung of the ladder, on the same rows of split `test`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diff_oracle.nla.bag import ClaimFeatures
+from diff_oracle.nla.ladder import Ladder, Line
+from diff_oracle.nla.metrics import Means
+from diff_oracle.nla.pair import explain, longest_explanation
+from diff_oracle.nla.prompted import prompted_explanations
+from diff_oracle.nla.reconstructor import Reconstructor
+from diff_oracle.nla.rows import Claims, Rows, read_rows
+from diff_oracle.nla.rungs import ALTERED, DIFF_BLIND, Rebuilt, blind_rungs, gold_rungs
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.randomness import keyed_rng
+from diff_oracle.records import DiffDataset, Split
+from diff_oracle.subject.model import Subject
+from diff_oracle.tasks.claims import parse, write
+from diff_oracle.tasks.explanation import ExplanationConfig, reworded
+from diff_oracle.tasks.text import Text
+from diff_oracle.tasks.truth import TruthConfig, measured
+
+logger = logging.getLogger(__name__)
+
+AR, SECOND_AR, CONTEXT_AR = "AR", "AR of another seed", "AR of the context"
+SPLICED = ("site mean", "token mean", "before", "gold: bag", "gold: AR", "AV: bag", "AV: AR", "rotated_codebook: bag")
+GAINS = [
+    ("gold: bag", "rotated_codebook: bag"),
+    ("gold: bag, before", "before"),
+    ("AV: bag, before", "before"),
+    ("rotated_codebook: bag, before", "before"),
+    ("gold: AR", "gold: bag"),
+    ("AV: AR", "AV: bag"),
+    ("AV: bag", "AV, false claims removed: bag"),
+]
+"""Of each the first rung less the second, where both are there; beside the AV's over the best diff-blind rung."""
+
+
+@dataclass
+class LadderConfig:
+    """How much is compared."""
+
+    num_rows: int = 1200
+    """Rows of split `test`."""
+    train_rows: int | None = None
+    """Training rows that readers learn from at most."""
+    select_rows: int = 4000
+    """Rows of split `select` that choose penalties at most; a transformer's best state is chosen on a tenth."""
+    splice_rows: int = 400
+    """Of the test rows, how many are spliced into the model."""
+    shots: int = 3
+    """Examples that the base model is shown, prompted to explain the text alone; 0 leaves this rung out."""
+    resamples: int = 2000
+    """Bootstrap resamples of the documents."""
+    truth: TruthConfig = field(default_factory=TruthConfig)
+    """Which claims are true."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_rows", "select_rows", "splice_rows", "resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ladder.{name} must be at least 1, got {getattr(self, name)}")
+        if self.shots < 0:
+            raise ValueError(f"ladder.shots must be at least 0, got {self.shots}")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows that everything is fitted to, chosen on and compared on."""
+
+    train: Rows
+    select: Rows
+    test: Rows
+
+    @classmethod
+    def read(
+        cls, dataset: DiffDataset, config: LadderConfig, named: ExplanationConfig, av: Oracle, seed: int
+    ) -> Splits:
+        """From a dataset."""
+        most: list[tuple[Split, int | None]] = [
+            ("train", config.train_rows),
+            ("select", config.select_rows),
+            ("test", config.num_rows),
+        ]
+        train, select, test = (read_rows(dataset.split(s), named, av.vocabulary, n, seed) for s, n in most)
+        return cls(train, select, test)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A measured ladder."""
+
+    lines: list[Line]
+    examples: list[dict[str, Any]]
+    """Some rows: what was said of them and what was measured."""
+    fve: float
+    """Of the AV's explanations, read by the bag-of-words reader."""
+
+
+def evaluate_pair(
+    av: Oracle,
+    readers: Mapping[str, Reconstructor],
+    named: ExplanationConfig,
+    splits: Splits,
+    subject: Subject,
+    config: LadderConfig,
+    seed: int,
+) -> Evaluated:
+    """Explains the test rows and rebuilds them in every way.
+
+    Args:
+        av: Explains.
+        readers: Transformers that read, by rung (`AR`, `SECOND_AR`, `CONTEXT_AR`); none has to be there.
+        named: What an explanation names.
+        splits: The rows.
+        subject: The model that was measured, on which claims are checked and reconstructions spliced.
+        config: How much is compared.
+        seed: Keys every draw.
+    """
+    train, test = splits.train, splits.test
+    truth = measured(test.records, subject, av.vocabulary, config.truth)
+    ladder = Ladder(test, Means.of(train.sites, train.target), truth, config.resamples, seed)
+    logger.info("explaining %d rows", len(test))
+    texts = explain(av, test.records, named)
+    parsed = [parse(text, av.vocabulary) for text in texts]
+    said: list[Claims] = [p.claims for p in parsed]
+    blind_texts = explain(av, test.records, named, from_text=True)
+    from_text: list[Claims] = [parse(text, av.vocabulary).claims for text in blind_texts]
+    prompted: list[Claims] = []
+    if config.shots:
+        prompted += prompted_explanations(av, train, test.records, config.shots, longest_explanation(named))
+    _closed_form(ladder, splits, subject, av, said, from_text, prompted, seed)
+    for name, reader in readers.items():
+        if name == CONTEXT_AR:
+            ladder.add("text: AR", reader.reconstruct(test.records, [()] * len(test)))
+        else:
+            _read_by(ladder, name, reader, said, from_text, seed)
+    ladder.health("AV: bag", [len(av.vocabulary.encode((text,))) for text in texts], parsed)
+    ladder.splice(subject, config.splice_rows, SPLICED)
+    best_blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
+    lines = [*ladder.lines(), *ladder.gains([("AV: bag", best_blind), ("AV: AR", best_blind), *GAINS])]
+    return Evaluated(lines, _examples(test, av, said), ladder.fve("AV: bag"))
+
+
+def _closed_form(
+    ladder: Ladder,
+    splits: Splits,
+    subject: Subject,
+    av: Oracle,
+    said: Sequence[Claims],
+    from_text: Sequence[Claims],
+    prompted: Sequence[Claims],
+    seed: int,
+) -> None:
+    """The rungs that need no transformer."""
+    train, select, test = splits.train, splits.select, splits.test
+    blind, before = blind_rungs(train, select, test)
+    for rung, rebuilt in blind.items():
+        ladder.add(rung, rebuilt)
+    features = ClaimFeatures(subject.W_U.T.float().cpu().numpy())
+    gold, reader, with_before = gold_rungs(train, select, test, before, features, subject, av.vocabulary, seed)
+    for rung, rebuilt in gold.items():
+        ladder.add(rung, rebuilt, test.gold if rung == "gold: bag" else None)
+    ladder.add("text: explained", reader(test, from_text), from_text)
+    if prompted:
+        ladder.add("text: prompted", reader(test, prompted), prompted)
+    ladder.add("AV: bag", reader(test, said), said)
+    ladder.add("AV: bag, before", with_before(test, said))
+    ladder.add("AV, false claims removed: bag", reader(test, ladder.true_claims(said)))
+    for name, alter in ALTERED.items():
+        ladder.add(f"AV, {name}: bag", reader(test, alter(test, said, seed)))
+
+
+def _read_by(
+    ladder: Ladder, name: str, reader: Reconstructor, said: Sequence[Claims], from_text: Sequence[Claims], seed: int
+) -> None:
+    """The rungs of a transformer that reads."""
+    rows = ladder.rows
+
+    def read(texts: Sequence[Text]) -> Rebuilt:
+        return np.asarray(reader.reconstruct(rows.records, texts))
+
+    def paraphrased(claims: Sequence[Claims]) -> list[Text]:
+        return [reworded(row, keyed_rng(seed, "paraphrase", i)) for i, row in enumerate(claims)]
+
+    def written(claims: Sequence[Claims]) -> list[Text]:
+        return [write(row) for row in claims]
+
+    ladder.add(f"text: explained: {name}", read(written(from_text)))
+    for writer, claims in (("gold", rows.gold), ("AV", said)):
+        ladder.add(f"{writer}: {name}", read(written(claims)))
+        ladder.add(f"{writer}, paraphrased: {name}", read(paraphrased(claims)))
+        for change, alter in ALTERED.items():
+            ladder.add(f"{writer}, {change}: {name}", read(written(alter(rows, claims, seed))))
+    ladder.add(f"AV, false claims removed: {name}", read(written(ladder.true_claims(said))))
+
+
+def _examples(rows: Rows, av: Oracle, said: Sequence[Claims], most: int = 50) -> list[dict[str, Any]]:
+    show = av.vocabulary.show
+    return [
+        {
+            "site": record.site,
+            "context": show(record.token_ids[-24:]),
+            "said": show(write(claims)),
+            "measured": show(write(gold)),
+        }
+        for record, claims, gold in list(zip(rows.records, said, rows.gold, strict=True))[:most]
+    ]

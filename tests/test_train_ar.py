@@ -1,0 +1,109 @@
+"""The diff-NLA as a person makes it: an oracle that explains, a reconstructor, the ladder, and the pair from disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diff_oracle import evaluate, train, train_ar, verbalise
+from diff_oracle.cli import compose
+from diff_oracle.evaluate import EvaluateConfig
+from diff_oracle.nla.pair import DiffNLA
+from diff_oracle.records import open_dataset
+from diff_oracle.subject.loading import SubjectConfig, load_hf_model
+from diff_oracle.subject.model import Subject
+from diff_oracle.train import TrainConfig
+from diff_oracle.train_ar import TrainArConfig
+from diff_oracle.verbalise import VerbaliseConfig
+
+FEW = ["ladder.num_rows=60", "ladder.select_rows=120", "ladder.splice_rows=40", "ladder.resamples=100"]
+SHORT = ["training.steps=4", "training.evaluations=1", "training.batch_size=4", "training.tracker=none"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an oracle that was trained, hardly, to explain, and a pair made of it."""
+    folder = tmp_path_factory.mktemp("nla")
+    tasks = "+task=[logit_lens,attention,layer_skip,explanation]"
+    places = [f"data_dir={folder / 'data'}", f"run_dir={folder / 'oracle'}", "evaluation.controls=[shuffled]"]
+    train.run(compose("train", TrainConfig, [tasks, "+debug=smoke", *places]))
+    train_ar.run(config(folder, "pair"))
+    return folder
+
+
+def config(folder: Path, name: str, *more: str) -> TrainArConfig:
+    (folder / name).mkdir(exist_ok=True)
+    places = [f"oracle={folder / 'oracle'}", f"run_dir={folder / name}"]
+    return compose("train_ar", TrainArConfig, [*places, *FEW, *SHORT, "second_seed=false", *more])
+
+
+def test_a_run_leaves_the_ladder_with_every_rung(made: Path) -> None:
+    lines = json.loads((made / "pair" / "ladder.json").read_text())
+    keys = {"rung", "site_group", "metric", "value", "ci_low", "ci_high", "n", "n_docs"}
+    assert all(set(line) == keys for line in lines)
+    values = {(x["rung"], x["metric"]): x["value"] for x in lines if x["site_group"] == "all"}
+    rungs = ["global mean", "site mean", "token mean", "before", "text: AR", "text: explained", "text: prompted"]
+    rungs += [f"{writer}{change}: bag" for writer in ("gold", "AV") for change in ("", ", shuffled", ", empty")]
+    rungs += [f"{writer}{change}: AR" for writer in ("gold", "AV") for change in ("", ", paraphrased", ", shuffled")]
+    rungs += ["rotated_codebook: bag", "AV, false claims removed: AR", "gold, quotes stripped: AR"]
+    assert {(rung, "fve") for rung in rungs} <= set(values)
+    assert values["site mean", "fve"] == 0.0
+    assert values["gold: bag", "true_claims"] > 0.99  # what the labels say is true on the model
+    assert values["gold: bag", "coverage"] == 1.0
+    assert values["gold, shuffled: bag", "fve"] < values["gold: bag", "fve"]
+    assert values["true diff", "kl"] < 1e-4
+    assert values["no diff", "kl_recovered"] == 0.0
+    assert not (made / "pair" / "ar" / "checkpoints").exists()
+
+
+def test_the_same_pair_gives_the_same_ladder(made: Path) -> None:
+    (made / "again").mkdir()
+    evaluate.run(compose("evaluate", EvaluateConfig, [f"nla={made / 'pair'}", f"run_dir={made / 'again'}"]))
+    for name in ("ladder.json", "explanations.json"):
+        assert json.loads((made / "again" / name).read_text()) == json.loads((made / "pair" / name).read_text())
+
+
+def test_the_pair_explains_rebuilds_and_scores(made: Path) -> None:
+    pair = DiffNLA.from_pretrained(made / "pair" / "nla")
+    about = json.loads((made / "pair" / "run.json").read_text())
+    dataset = open_dataset(Path(about["dataset"]), pair.av.identity.weights_hash, pair.av.identity.tokenizer_hash)
+    record = dataset.split("test")[0]
+    text = pair.explain(record)
+    rebuilt = pair.reconstruct(text, record.site)
+    assert rebuilt.shape == record.diff.shape
+    score = pair.score(record, "raises: the\nraises: a", Subject(load_hf_model(SubjectConfig())))
+    assert score.claims == 2
+    assert 0 <= score.true_claims <= 2
+    assert score.nmse == pytest.approx(2 * (1 - score.cosine))
+
+
+def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a finished run"):
+        train_ar.run(config(made, "pair"))
+    with pytest.raises(ValueError, match="is no run directory of diff_oracle.train"):
+        train_ar.run(compose("train_ar", TrainArConfig, [f"oracle={tmp_path}", f"run_dir={tmp_path / 'x'}"]))
+    with pytest.raises(ValueError, match="either oracle=RUN"):
+        evaluate.run(compose("evaluate", EvaluateConfig, [f"run_dir={tmp_path}"]))
+    with pytest.raises(ValueError, match="is no run directory of diff_oracle.train_ar"):
+        evaluate.run(compose("evaluate", EvaluateConfig, [f"nla={tmp_path}", f"run_dir={tmp_path / 'x'}"]))
+    with pytest.raises(ValueError, match="holds no diff-NLA"):
+        DiffNLA.from_pretrained(tmp_path)
+    about = json.loads((made / "oracle" / "run.json").read_text())
+    del about["config"]["tasks"]["explanation"]
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="was not trained to explain"):
+        train_ar.run(compose("train_ar", TrainArConfig, [f"oracle={tmp_path}", f"run_dir={tmp_path / 'x'}"]))
+
+
+def test_verbalise_scores_every_site(made: Path, tmp_path: Path) -> None:
+    words = ["+task=[logit_lens,attention,explanation]", f"data_dir={tmp_path}", f"run_dir={tmp_path}"]
+    few = ["sites.names=[L0H1,L2]", "sampling.max_documents=120", "resamples=100"]
+    verbalise.run(compose("verbalise", VerbaliseConfig, [*words, *few]))
+    lines = json.loads((tmp_path / "sites.json").read_text())
+    assert {line["site"] for line in lines} == {"L0H1", "L2"}
+    fve = {(line["site"], line["rung"]): line["value"] for line in lines}
+    for site in ("L0H1", "L2"):
+        assert fve[site, "gold: bag"] > fve[site, "gold, shuffled: bag"]
+        gain = fve[site, "gold: bag"] - fve[site, "rotated_codebook: bag"]
+        assert fve[site, "gold: bag - rotated_codebook: bag"] == pytest.approx(gain)
+    assert (tmp_path / "sites.png").read_bytes().startswith(b"\x89PNG")
