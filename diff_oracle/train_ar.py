@@ -25,6 +25,7 @@ from diff_oracle.nla.pair import DiffNLA
 from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig
 from diff_oracle.nla.report import print_ladder
 from diff_oracle.nla.rows import Claims, Rows
+from diff_oracle.nla.rungs import beyond, fit_before
 from diff_oracle.nla.runs import FOLDERS, PAIR
 from diff_oracle.nla.training import ReadingConfig, train_reconstructor
 from diff_oracle.oracle.model import Oracle
@@ -133,12 +134,15 @@ def _load(config: TrainArConfig, device: str) -> tuple[Oracle, ExplanationConfig
 
 def _train_readers(config: TrainArConfig, splits: Splits, av: Oracle, device: str) -> dict[str, Reconstructor]:
     """The reconstructor, one of another seed, and one that is shown the context's text and no explanation."""
-    few = max(1, len(splits.select) // 10)
-    select = Rows(*(values[:few] for values in vars(splits.select).values()))
-    gold: tuple[list[Claims], list[Claims]] = list(splits.train.gold), list(select.gold)
-    none: tuple[list[Claims], list[Claims]] = [()] * len(splits.train), [()] * few
+    train, select, few = splits.train, splits.select, max(1, len(splits.select) // 10)
+    if config.ar.target == "residual":
+        before = fit_before(train, select)
+        train, select = beyond(train, before), beyond(select, before)
+    select = Rows(*(values[:few] for values in vars(select).values()))
+    gold: tuple[list[Claims], list[Claims]] = list(train.gold), list(select.gold)
+    none: tuple[list[Claims], list[Claims]] = [()] * len(train), [()] * few
     blind = replace(config.reading, context_only=True)
-    shared = {"base": av.identity.weights_hash, "train_rows": len(splits.train), "select_rows": few}
+    shared = {"base": av.identity.weights_hash, "train_rows": len(train), "select_rows": few}
     jobs = [(AR, config.ar, gold, config.reading, config.seed)]
     jobs += [(SECOND_AR, config.ar, gold, config.reading, config.seed + 1)] if config.second_seed else []
     jobs += [(CONTEXT_AR, replace(config.ar, before="text"), none, blind, config.seed)]
@@ -150,7 +154,7 @@ def _train_readers(config: TrainArConfig, splits: Splits, av: Oracle, device: st
         folder = Path(config.run_dir or ".") / FOLDERS[name]
         settings = {"reading": asdict(reading), "ar": asdict(kind), "training": asdict(config.training), "seed": seed}
         train_reconstructor(
-            readers[name], splits.train, select, claims, config.training, reading, seed, folder, shared | settings
+            readers[name], train, select, claims, config.training, reading, seed, folder, shared | settings
         )
     return readers
 

@@ -8,6 +8,7 @@ from data_gen.build import BuildConfig
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
 from diff_oracle.explain.__main__ import ExplainConfig
+from diff_oracle.explain_head import ExplainHeadConfig
 from diff_oracle.report import ReportConfig
 from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
@@ -68,13 +69,19 @@ def test_explain_composes() -> None:
 def test_every_reconstructor_composes(choice: str) -> None:
     config = compose("train_ar", TrainArConfig, ["oracle=runs/explainer", f"ar={choice}"])
     chosen = {"small": config.ar.blocks == 2, "given_text": config.ar.before == "text"}
-    chosen |= {"given_before": config.ar.before == "vector", "regularised": config.ar.lora.rank == 8}
+    chosen |= {"residual": config.ar.target == "residual", "regularised": config.ar.lora.rank == 8}
+    chosen |= {"given_before": config.ar.before == "vector" and config.ar.target == "diff"}
     assert {name for name, is_so in chosen.items() if is_so} == ({choice} & chosen.keys())
 
 
 def test_verbalise_composes() -> None:
     config = compose("verbalise", VerbaliseConfig, ["+task=[logit_lens,explanation]", "model=smollm2_135m"])
     assert config.sites.per_position is None
+
+
+def test_explain_head_composes() -> None:
+    config = compose("explain_head", ExplainHeadConfig, ["oracle=runs/demo", "head=L5", "corpus=text_files"])
+    assert (config.head, config.corpus.name, config.sampling.max_documents) == ("L5", "text_files", 50)
 
 
 def test_report_composes() -> None:

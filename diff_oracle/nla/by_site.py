@@ -17,7 +17,7 @@ from diff_oracle.evaluation.bootstrap import DocumentBootstrap
 from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.metrics import Means, spread
 from diff_oracle.nla.rows import Rows, read_rows
-from diff_oracle.nla.rungs import blind_rungs, gold_rungs
+from diff_oracle.nla.rungs import blind_rungs, fit_before, gold_rungs
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import DiffDataset
 from diff_oracle.subject.model import Subject
@@ -74,7 +74,8 @@ def score_sites(
             read_rows(split.where(mask), config, vocabulary, None, seed)
             for split, mask in zip(splits, masks, strict=True)
         )
-        rebuilt, before = blind_rungs(train, select, test)
+        before = fit_before(train, select)
+        rebuilt = blind_rungs(train, test, before)
         gold, *_ = gold_rungs(train, select, test, before, features, subject, vocabulary, seed)
         yield from _lines(rebuilt | gold, train, test, resamples, seed)
 

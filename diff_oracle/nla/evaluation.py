@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.ladder import Ladder, Line
+from diff_oracle.nla.linear import SiteRidge
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.pair import explain, longest_explanation
 from diff_oracle.nla.prompted import prompted_explanations
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rows import Claims, Rows, read_rows
-from diff_oracle.nla.rungs import ALTERED, DIFF_BLIND, Rebuilt, blind_rungs, gold_rungs
+from diff_oracle.nla.rungs import ALTERED, DIFF_BLIND, Rebuilt, blind_rungs, fit_before, gold_rungs
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import DiffDataset, Split
@@ -134,12 +133,14 @@ def evaluate_pair(
     prompted: list[Claims] = []
     if config.shots:
         prompted += prompted_explanations(av, train, test.records, config.shots, longest_explanation(named))
-    _closed_form(ladder, splits, subject, av, said, from_text, prompted, seed)
+    before = fit_before(train, splits.select)
+    _closed_form(ladder, splits, before, subject, av, said, from_text, prompted, seed)
     for name, reader in readers.items():
+        known = before if reader.config.target == "residual" else None
         if name == CONTEXT_AR:
-            ladder.add("text: AR", reader.reconstruct(test.records, [()] * len(test)))
+            ladder.add("text: AR", rebuilt_by(reader, test, [()] * len(test), known))
         else:
-            _read_by(ladder, name, reader, said, from_text, seed)
+            _read_by(ladder, name, reader, known, said, from_text, seed)
     ladder.health("AV: bag", [len(av.vocabulary.encode((text,))) for text in texts], parsed)
     ladder.splice(subject, config.splice_rows, SPLICED)
     best_blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
@@ -150,6 +151,7 @@ def evaluate_pair(
 def _closed_form(
     ladder: Ladder,
     splits: Splits,
+    before: SiteRidge,
     subject: Subject,
     av: Oracle,
     said: Sequence[Claims],
@@ -159,8 +161,7 @@ def _closed_form(
 ) -> None:
     """The rungs that need no transformer."""
     train, select, test = splits.train, splits.select, splits.test
-    blind, before = blind_rungs(train, select, test)
-    for rung, rebuilt in blind.items():
+    for rung, rebuilt in blind_rungs(train, test, before).items():
         ladder.add(rung, rebuilt)
     features = ClaimFeatures(subject.W_U.T.float().cpu().numpy())
     gold, reader, with_before = gold_rungs(train, select, test, before, features, subject, av.vocabulary, seed)
@@ -176,14 +177,26 @@ def _closed_form(
         ladder.add(f"AV, {name}: bag", reader(test, alter(test, said, seed)))
 
 
+def rebuilt_by(reader: Reconstructor, rows: Rows, texts: Sequence[Text], known: SiteRidge | None) -> Rebuilt:
+    """What a transformer rebuilds, on top of what the state before tells where that is `known`."""
+    rebuilt = reader.reconstruct(rows.records, texts)
+    return rebuilt if known is None else rebuilt + known.predict(rows.sites, rows.before)
+
+
 def _read_by(
-    ladder: Ladder, name: str, reader: Reconstructor, said: Sequence[Claims], from_text: Sequence[Claims], seed: int
+    ladder: Ladder,
+    name: str,
+    reader: Reconstructor,
+    known: SiteRidge | None,
+    said: Sequence[Claims],
+    from_text: Sequence[Claims],
+    seed: int,
 ) -> None:
     """The rungs of a transformer that reads."""
     rows = ladder.rows
 
     def read(texts: Sequence[Text]) -> Rebuilt:
-        return np.asarray(reader.reconstruct(rows.records, texts))
+        return rebuilt_by(reader, rows, texts, known)
 
     def paraphrased(claims: Sequence[Claims]) -> list[Text]:
         return [reworded(row, keyed_rng(seed, "paraphrase", i)) for i, row in enumerate(claims)]

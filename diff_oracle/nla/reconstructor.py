@@ -35,7 +35,7 @@ from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_mode
 from diff_oracle.tasks.text import Text
 
 READER, HEAD, SETTINGS = "reader", "head.safetensors", "reconstructor.json"
-STATES = ("none", "vector", "text")
+STATES, TARGETS = ("none", "vector", "text"), ("diff", "residual")
 
 
 @dataclass
@@ -46,6 +46,8 @@ class ReconstructorConfig:
     """The subject's first so many blocks read; all of them where it is not given."""
     before: str = "none"
     """How it is told the state before the diff: `none`, `vector` (the residual, in the slots), `text` (the context)."""
+    target: str = "diff"
+    """What it rebuilds: the `diff`, or the `residual` that ridge regression from the state before leaves of it."""
     show_site: bool = True
     """Whether it is told the site's name."""
     context_tokens: int = 96
@@ -56,6 +58,8 @@ class ReconstructorConfig:
     def __post_init__(self) -> None:
         if self.before not in STATES:
             raise ValueError(f"unknown ar.before {self.before!r}: choose from {', '.join(STATES)}")
+        if self.target not in TARGETS:
+            raise ValueError(f"unknown ar.target {self.target!r}: choose from {', '.join(TARGETS)}")
         if self.blocks is not None and self.blocks < 1:
             raise ValueError(f"ar.blocks must be at least 1, got {self.blocks}")
 

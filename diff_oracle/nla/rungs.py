@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
@@ -54,17 +55,26 @@ class BagReader:
         return self._residual.predict(rows.sites, rows.before)
 
 
-def blind_rungs(train: Rows, select: Rows, test: Rows) -> tuple[dict[str, Rebuilt], SiteRidge]:
-    """What is rebuilt without words, and the regression from the residual before."""
+def fit_before(train: Rows, select: Rows) -> SiteRidge:
+    """Ridge regression from the residual before: what of a diff the state tells."""
+    return SiteRidge(train.sites, train.before, train.target).select(select.sites, select.before, select.target)
+
+
+def beyond(rows: Rows, before: SiteRidge) -> Rows:
+    """The rows with what the state before does not tell as their target."""
+    return replace(rows, target=rows.target - before.predict(rows.sites, rows.before))
+
+
+def blind_rungs(train: Rows, test: Rows, before: SiteRidge) -> dict[str, Rebuilt]:
+    """What is rebuilt without words."""
     means = Means.of(train.sites, train.target)
-    before = SiteRidge(train.sites, train.before, train.target).select(select.sites, select.before, select.target)
     tokens = TokenMeans(train.sites, train.last_tokens, train.target)
     return {
         "global mean": np.broadcast_to(means.everywhere, test.target.shape),
         "site mean": means.at(test.sites),
         "token mean": tokens.predict(test.sites, test.last_tokens),
         "before": before.predict(test.sites, test.before),
-    }, before
+    }
 
 
 def gold_rungs(

@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.linear import PENALTIES, SiteRidge, TokenMeans
 from diff_oracle.nla.metrics import Means
-from diff_oracle.nla.rungs import BagReader, blind_rungs, shuffled
+from diff_oracle.nla.rungs import BagReader, beyond, blind_rungs, fit_before, shuffled
 from diff_oracle.tasks.claims import NO_CHANGE, Claim
 from tests.nla.made import EMBEDDING, SITES, WIDTH, made_rows
 
@@ -64,7 +64,8 @@ def test_features_are_sums_of_unit_embeddings_by_kind() -> None:
 
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_a_bag_reader_rebuilds_what_the_claims_make_and_nothing_from_others(conditioned: bool) -> None:
-    blind, before = blind_rungs(TRAIN, SELECT, TEST)
+    before = fit_before(TRAIN, SELECT)
+    blind = blind_rungs(TRAIN, TEST, before)
     gold = TRAIN.gold, SELECT.gold
     reader = BagReader(TRAIN, SELECT, gold, ClaimFeatures(EMBEDDING), before if conditioned else None)
     mean = Means.of(TRAIN.sites, TRAIN.target).at(TEST.sites)
@@ -77,3 +78,10 @@ def test_a_bag_reader_rebuilds_what_the_claims_make_and_nothing_from_others(cond
     assert fve(reader(TEST, [[] for _ in TEST.gold])) == pytest.approx(0, abs=0.1)
     assert fve(blind["site mean"]) == 0.0
     assert fve(blind["before"]) < 0.1  # the residual before was drawn at random
+
+
+def test_what_the_state_does_not_tell_is_what_it_leaves() -> None:
+    before = fit_before(TRAIN, SELECT)
+    left = beyond(TEST, before)
+    np.testing.assert_allclose(left.target + before.predict(TEST.sites, TEST.before), TEST.target)
+    assert left.records is TEST.records
