@@ -122,16 +122,16 @@ class Explainer:
 
     def explain(self, texts: Sequence[ExplainedText], queries: Sequence[Query]) -> Iterator[list[Explanation]]:
         """Explains in the order of the queries, `batch_size` at a time."""
-        for number, of_text in groupby(queries, key=lambda query: query.text):
-            queue = list(of_text)
-            for start in range(0, len(queue), self.batch_size):
-                yield self._explain(number, texts[number], queue[start : start + self.batch_size])
+        for start in range(0, len(queries), self.batch_size):
+            yield self._explain(texts, queries[start : start + self.batch_size])
 
-    def _explain(self, number: int, text: ExplainedText, queries: Sequence[Query]) -> list[Explanation]:
-        at = [(query.position, query.site) for query in queries]
-        # The model looks only back: what follows the last position would be read for nothing.
-        context = text.token_ids[: 1 + max(position for position, _ in at)]
-        points = measure_sites(self.subject, context, at, self._measured, self._allowed)
+    def _explain(self, texts: Sequence[ExplainedText], queries: Sequence[Query]) -> list[Explanation]:
+        points: list[Point] = []
+        for number, group in groupby(queries, key=lambda query: query.text):
+            at = [(query.position, query.site) for query in group]
+            # The model looks only back: what follows the last position would be read for nothing.
+            context = texts[number].token_ids[: 1 + max(position for position, _ in at)]
+            points += measure_sites(self.subject, context, at, self._measured, self._allowed)
         records = [point.record for point in points]
         reading, vocabulary = Reading(self.oracle, records), self.oracle.vocabulary
         answers = standard_answers(reading, self.tasks, records, vocabulary)
@@ -139,7 +139,7 @@ class Explainer:
         if self.free_question is not None:
             free = list(free_explanations(reading, records, self.free_question, self.subject, vocabulary))
         return [
-            self._explanation(number, query.site, point, answered, *said)
+            self._explanation(query.text, query.site, point, answered, *said)
             for query, point, answered, said in zip(queries, points, answers, free, strict=True)
         ]
 

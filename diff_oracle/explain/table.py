@@ -44,6 +44,11 @@ def visible(token: str) -> str:
     return "␣" * (lead if body else len(token)) + shown + "␣" * (len(token) - lead - len(body) if body else 0)
 
 
+def one_line(text: str) -> str:
+    """A text in one line: a space for all that is not printable."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def _items_table(explanations: Explanations, items: Sequence[Explanation], rank: str) -> Table:
     table = Table(title=f"{explanations.subject}, explained by {explanations.oracle}; by {rank}")
     for name in ("site", "at", "size", "direct", "skip KL"):

@@ -1,0 +1,80 @@
+"""The command that explains one site over many texts."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from diff_oracle import explain_head
+from diff_oracle.explain import Explanations
+from diff_oracle.records import split_of
+from tests.explain.conftest import untrained_oracle
+
+
+@pytest.fixture(scope="module")
+def oracle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("oracle") / "oracle"
+    untrained_oracle().save(folder)
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A corpus of short documents; most are in split `train`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    documents = {
+        f"{i}.txt": f"Document {i} says \x1b[31m that the value is returned, and then none." for i in range(30)
+    }
+    Path("texts").mkdir()
+    for name, text in documents.items():
+        Path("texts", name).write_text(text)
+    return documents
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["explain_head", "corpus=text_files", "corpus.path=texts", *words])
+    explain_head.main()
+
+
+def test_a_site_over_the_documents_that_training_did_not_see(
+    oracle_dir: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("tasks_asked=[logit_lens]", "free_question=null", "sampling.positions_per_window=2", "run_dir=out")
+    call(monkeypatch, f"oracle={oracle_dir}", "head=L3H2", *words, "rank=skip_kl", "show=2")
+    out = capsys.readouterr().out
+    summary, found = json.loads(Path("out/summary.json").read_text()), Explanations.load("out")
+    unseen = {text for text in texts.values() if split_of(text) == "test"}
+    assert {text.text for text in found.texts} == unseen
+    assert {item.site for item in found.items} == {"L3H2"} and min(item.position for item in found.items) >= 8
+    assert (summary["site"], summary["num_texts"], summary["num_explained"]) == ("L3H2", len(unseen), 2 * len(unseen))
+    (best, _) = summary["examples"]
+    assert best["size"] == max(item.skip_kl for item in found.items)
+    assert f"L3H2 at {2 * len(unseen)} places of {len(unseen)} texts" in out
+    assert "Raises?" in out and "where it is strongest, by skip_kl" in out and "\x1b" not in out
+    assert out.endswith("out/summary.json\nout/explanations.json\nout/explanations.parquet\nout/explanations.html\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["head=heads"], "malformed site 'heads'"),
+        (["head=L9"], "site 'L9' is out of range"),
+        (["head=L0", "split=all"], "unknown split 'all': choose from train, select, test"),
+        (["head=L0", "rank=luck"], "unknown rank 'luck'"),
+        (["head=L0", "show=0"], "show and batch_size must be at least 1"),
+        (["head=L0", "sampling.min_position=60"], "no document of split test has more than 60 tokens"),
+        ([], "no value for 'head': add head=VALUE"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    words: list[str], said: str, oracle_dir: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(SystemExit) as left:
+        call(monkeypatch, f"oracle={oracle_dir}", "run_dir=out", *words)
+    assert left.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(re.escape(said), line)
