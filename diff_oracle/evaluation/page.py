@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from tqdm import tqdm
 
 from diff_oracle.evaluation.comparison import Comparison, compare
 from diff_oracle.evaluation.controls import MATCHED
 from diff_oracle.evaluation.plots import forest, learning_curve, page_svg, side_by_side
-from diff_oracle.evaluation.report import score_text
 from diff_oracle.evaluation.results import MIN_DOCS
 from diff_oracle.evaluation.runs import FailedJob, Run
+from diff_oracle.evaluation.templates import render_template
 from diff_oracle.evaluation.verdict import READ, YARDSTICKS, Part, split_parts
 
 MEANINGS = {
@@ -87,15 +86,8 @@ def render_page(runs: Sequence[Run], failed: Sequence[FailedJob] = ()) -> str:
     """
     views = [_view(run, f"run-{i}") for i, run in enumerate(tqdm(runs, desc="drawing", disable=len(runs) < 3), start=1)]
     comparison = compare(runs) if len(runs) > 1 else None
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = score_text
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        Path(__file__).parent,
         views=views,
         failed=failed,
         comparison=comparison,
@@ -120,7 +112,7 @@ def _view(run: Run, anchor: str) -> RunView:
     return RunView(
         run=run,
         anchor=anchor,
-        facts=_facts(run),
+        facts=facts(run),
         parts=parts,
         verdicts=verdicts,
         held_out=[part for part in asked if part.held_out],
@@ -130,10 +122,11 @@ def _view(run: Run, anchor: str) -> RunView:
     )
 
 
-def _facts(run: Run) -> dict[str, str]:
+def facts(run: Run) -> dict[str, str]:
+    """What a run is and where it comes from, by name; what is not known is left out."""
     about, settings = run.about, run.settings
     machine, seconds = about.get("machine", {}), about.get("seconds", {})
-    facts = {
+    known = {
         "command": about.get("command"),
         "commit": about.get("commit"),
         "date": about.get("date"),
@@ -144,9 +137,9 @@ def _facts(run: Run) -> dict[str, str]:
         ),
         "oracle": about.get("oracle"),
         "dataset": Path(about.get("dataset", "")).name,
-        "split": ", ".join(dict.fromkeys(str(row["split"]) for row in run.rows)),
+        "split": ", ".join(dict.fromkeys(str(row["split"]) for row in run.rows if "split" in row)),
     }
-    return {name: str(value) for name, value in facts.items() if value}
+    return {name: str(value) for name, value in known.items() if value}
 
 
 def _dots(runs: Sequence[Run], comparison: Comparison) -> dict[str, Markup]:

@@ -55,11 +55,11 @@ def forest(parts: Sequence[Part]) -> Figure:
         scores.set_title(part.question)
         drawn = list(enumerate(part.scores[name] for name in lines))
         first_yardstick = 1 + len(part.controls)
-        _intervals(scores, drawn[1:first_yardstick], *_CONTROL)
+        intervals(scores, drawn[1:first_yardstick], *_CONTROL)
         if part.hardest is not None:
-            _intervals(scores, [drawn[lines.index(part.hardest)]], *_HARDEST)
-        _intervals(scores, drawn[first_yardstick:], *_YARDSTICK)
-        _intervals(scores, drawn[:1], *_MATCHED)
+            intervals(scores, [drawn[lines.index(part.hardest)]], *_HARDEST)
+        intervals(scores, drawn[first_yardstick:], *_YARDSTICK)
+        intervals(scores, drawn[:1], *_MATCHED)
         _gaps(gaps, [(y, part.gaps[name]) for y, name in enumerate(lines) if name in part.gaps])
     return figure
 
@@ -75,47 +75,65 @@ def side_by_side(name: str, parts: Mapping[str, Part | None]) -> Figure:
     scores.set_title(name)
     asked = [(y, part) for y, part in enumerate(parts.values()) if part is not None]
     beaten = [(y, part, part.hardest) for y, part in asked if part.hardest is not None]
-    _intervals(scores, [(y + 0.15, part.scores[hardest]) for y, part, hardest in beaten], *_HARDEST)
-    _intervals(scores, [(y - 0.15, part.scores[MATCHED]) for y, part in asked], *_MATCHED)
+    intervals(scores, [(y + 0.15, part.scores[hardest]) for y, part, hardest in beaten], *_HARDEST)
+    intervals(scores, [(y - 0.15, part.scores[MATCHED]) for y, part in asked], *_MATCHED)
     _gaps(gaps, [(y, part.gaps[hardest]) for y, part, hardest in beaten if hardest in part.gaps])
     return figure
 
 
 def _panels(names: Sequence[Sequence[str]], gap_title: str) -> tuple[Figure, list[tuple[Any, Any]]]:
-    """A figure with two columns of panels, for scores and gaps; the names of a row's lines stand at y = 0, 1, ...
+    """Two columns of panels, for scores and gaps."""
+    figure, panels = stacked_panels([[_shortened(name) for name in lines] for lines in names], (0.57, 0.37))
+    for scores, gaps in panels:
+        scores.set_xlim(-0.02, 1.02)
+        gaps.spines.left.set_visible(False)
+        gaps.axvline(0, color="black", linewidth=0.8)
+    panels[0][1].set_title(gap_title)
+    return figure, [(scores, gaps) for scores, gaps in panels]
+
+
+def stacked_panels(
+    names: Sequence[Sequence[str]], columns: Sequence[float] = (1.0,), line: float = _LINE
+) -> tuple[Figure, list[tuple[Any, ...]]]:
+    """A figure of panels one above the other; the names of a row's lines stand at y = 0, 1, ...
 
     Everything has its place in inches: a layout engine would draw each figure twice.
+
+    Args:
+        names: Of the lines of each row of panels.
+        columns: Each column's share of the width that the names leave. Panels of a column share their axis.
+        line: Height of a line in inches.
     """
-    names = [[_shortened(name) for name in lines] for lines in names]
-    heights = [_LINE * (len(lines) + 1) for lines in names]
+    heights = [line * (len(lines) + 1) for lines in names]
     total, bottom = sum(heights) + _TITLE * len(names) + _AXIS, _AXIS
     left = _LETTER * max(len(name) for lines in names for name in lines) + 0.1
     width = _WIDTH - left - 0.1
+    space = (1 - sum(columns)) / max(1, len(columns) - 1)
+    starts = [sum(columns[:i]) + i * space for i in range(len(columns))]
     figure = Figure(figsize=(_WIDTH, total))
-    panels: list[tuple[Any, Any]] = []
+    panels: list[tuple[Any, ...]] = []
     for lines, height in zip(reversed(names), reversed(heights), strict=True):
-        share = panels[0] if panels else (None, None)
-        scores, gaps = (
-            figure.add_axes((x / _WIDTH, bottom / total, w / _WIDTH, height / total), sharex=shared)
-            for x, w, shared in ((left, 0.57 * width, share[0]), (left + 0.63 * width, 0.37 * width, share[1]))
+        share = panels[0] if panels else (None,) * len(columns)
+        row = tuple(
+            figure.add_axes(
+                ((left + start * width) / _WIDTH, bottom / total, part * width / _WIDTH, height / total), sharex=shared
+            )
+            for start, part, shared in zip(starts, columns, share, strict=True)
         )
         bottom += height + _TITLE
-        for axes in (scores, gaps):
-            axes.set_yticks(range(len(lines)), lines if axes is scores else [])
+        for axes in row:
+            axes.set_yticks(range(len(lines)), lines if axes is row[0] else [])
             axes.set_ylim(len(lines) - 0.4, -0.6)
             axes.grid(axis="x", color="#b0b0b0", linewidth=0.5)
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelbottom=not panels)
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        scores.set_xlim(-0.02, 1.02)
-        gaps.spines.left.set_visible(False)
-        gaps.axvline(0, color="black", linewidth=0.8)
-        panels.append((scores, gaps))
-    panels[-1][1].set_title(gap_title)
+        panels.append(row)
     return figure, panels[::-1]
 
 
-def _intervals(axes: Any, lines: Sequence[_Line], colour: str, marker: str, fill: str | None = None) -> None:
+def intervals(axes: Any, lines: Sequence[_Line], colour: str, marker: str, fill: str | None = None) -> None:
+    """Draws values with their intervals, each at its height."""
     heights, rows = [y for y, _ in lines], [row for _, row in lines]
     axes.hlines(heights, [row["ci_low"] for row in rows], [row["ci_high"] for row in rows], color=colour, linewidth=1.5)
     values = [row["value"] for row in rows]
@@ -124,8 +142,8 @@ def _intervals(axes: Any, lines: Sequence[_Line], colour: str, marker: str, fill
 
 def _gaps(axes: Any, lines: Sequence[_Line]) -> None:
     """Filled where the interval is above zero, hollow where it is not."""
-    _intervals(axes, [line for line in lines if line[1]["ci_low"] > 0], "black", "o")
-    _intervals(axes, [line for line in lines if line[1]["ci_low"] <= 0], "black", "o", fill="white")
+    intervals(axes, [line for line in lines if line[1]["ci_low"] > 0], "black", "o")
+    intervals(axes, [line for line in lines if line[1]["ci_low"] <= 0], "black", "o", fill="white")
 
 
 def _shortened(name: str) -> str:
