@@ -18,7 +18,6 @@ from diff_oracle.verbalise import VerbaliseConfig
 CONF = Path(__file__).parents[1] / "conf"
 MEASURED = {"logit_lens", "attention", "layer_skip"}
 EXPERIMENTS = {"+experiment=three_tasks": MEASURED, "+experiment=explainer": {*MEASURED, "explanation"}}
-EXPERIMENTS |= {"+experiment=smollm2_cpu": MEASURED, "+experiment=gemma_cpu": MEASURED}
 GROUPS = ("model", "corpus", "sites", "injection", "input", "map", "lora")
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 CHOICES += [
