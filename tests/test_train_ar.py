@@ -8,7 +8,7 @@ import pytest
 from diff_oracle import evaluate, train, train_ar, verbalise
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
-from diff_oracle.nla.pair import DiffNLA
+from diff_oracle.nla import DiffNLA
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.subject.model import Subject
@@ -68,6 +68,7 @@ def test_the_pair_explains_rebuilds_and_scores(made: Path) -> None:
     about = json.loads((made / "pair" / "run.json").read_text())
     dataset = open_dataset(Path(about["dataset"]), pair.av.identity.weights_hash, pair.av.identity.tokenizer_hash)
     record = dataset.split("test")[0]
+    assert "Diff-NLA of tiny" in (made / "pair" / "nla" / "README.md").read_text()
     text = pair.explain(record)
     rebuilt = pair.reconstruct(text, record.site)
     assert rebuilt.shape == record.diff.shape

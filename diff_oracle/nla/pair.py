@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from jinja2 import Template
 
+from diff_oracle import __version__
 from diff_oracle.nla.metrics import cosine
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.oracle.model import Oracle
@@ -69,10 +71,14 @@ class DiffNLA:
         return cls(av, ar, config)
 
     def save(self, folder: str | Path) -> None:
-        """Writes both parts and `nla.json` into a folder."""
+        """Writes both parts, `nla.json` and a card into a folder."""
         folder = Path(folder)
         self.av.save(folder / AV)
         self.ar.save(folder / AR)
+        about = {"identity": self.av.identity, "ar": self.ar.config, "named": self.config}
+        template = Template(Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8"))
+        card = template.render(about, place=folder, version=__version__)
+        (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
         (folder / SETTINGS).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
 
     def explain(self, diff: Diff) -> str:
