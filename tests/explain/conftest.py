@@ -11,11 +11,11 @@ from diff_oracle.subject.loading import SubjectConfig
 from diff_oracle.subject.model import Subject
 
 
-def untrained_oracle() -> Oracle:
-    """Of the bundled model, with the adapter that training starts from."""
+def untrained_oracle(base: SubjectConfig | None = None) -> Oracle:
+    """With the adapter that training starts from; of the bundled model where none is given."""
     torch.manual_seed(0)
     config = OracleConfig(LoraOptions(rank=4, alpha=4.0), PromptConfig(), InjectionConfig())
-    return Oracle.create(SubjectConfig(), config).eval()
+    return Oracle.create(base or SubjectConfig(), config).eval()
 
 
 @pytest.fixture(scope="package")
