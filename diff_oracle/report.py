@@ -3,6 +3,7 @@
     python -m diff_oracle.report runs=runs/demo
     python -m diff_oracle.report runs=[runs/demo,results/tiny_logit_lens.json]
     python -m diff_oracle.report runs=multirun/train/2026-11-21_22-52-10
+    python -m diff_oracle.report nla=[runs/nla,results/tiny_nla.json]           # ladders of diff-NLAs
 
 The page needs nothing but itself: it opens from disk and can be sent. The same runs give the same page.
 """
@@ -17,6 +18,9 @@ from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.page import render_page
 from diff_oracle.evaluation.report import print_verdicts
 from diff_oracle.evaluation.runs import load_runs
+from diff_oracle.nla.page import render_ladders
+from diff_oracle.nla.report import print_headlines
+from diff_oracle.nla.saved import load_ladders
 
 
 @dataclass
@@ -26,23 +30,48 @@ class ReportConfig:
     runs: Any = field(default_factory=list)
     """One path or a list: run directories of `diff_oracle.train` or `diff_oracle.evaluate`, folders of sweeps, files of
     `results/`."""
+    nla: Any = field(default_factory=list)
+    """Or ladders, one path or a list: run directories of `diff_oracle.train_ar` or `evaluate nla=...`, files of
+    `results/`."""
     run_dir: str | None = None
     """Where report.html goes."""
 
 
 def run(config: ReportConfig) -> None:
-    """Reads, writes the page, prints the verdicts."""
+    """Reads, writes the page, prints what has been shown."""
     assert config.run_dir is not None  # the command sets it
     target = Path(config.run_dir)
     if (target / "run.json").exists():
         raise ValueError(f"run_dir={target} is a run's own folder: choose another one")
-    runs, failed = load_runs([str(path) for path in (config.runs if isinstance(config.runs, list) else [config.runs])])
+    runs, ladders = _paths(config.runs), _paths(config.nla)
+    if runs and ladders:
+        raise ValueError("give either runs= or nla=: they are pages of their own")
+    html = _ladders(ladders) if ladders else _runs(runs)
     page = target / "report.html"
-    page.write_text(render_page(runs, failed), encoding="utf-8")
+    page.write_text(html, encoding="utf-8")
+    print(page)
+
+
+def _runs(paths: list[str]) -> str:
+    """The page about oracles; their verdicts are printed."""
+    runs, failed = load_runs(paths)
+    html = render_page(runs, failed)
     print_verdicts({run.name: run.rows for run in runs})
     for job in failed:
         print(f"failed: {job.name}: {job.reason}")
-    print(page)
+    return html
+
+
+def _ladders(paths: list[str]) -> str:
+    """The page about ladders; what they have shown is printed."""
+    ladders = load_ladders(paths)
+    html = render_ladders(ladders)
+    print_headlines(ladders)
+    return html
+
+
+def _paths(given: Any) -> list[str]:
+    return [str(path) for path in (given if isinstance(given, list) else [given])]
 
 
 main = entry_point("report", ReportConfig, run)

@@ -1,6 +1,7 @@
 """Keeps results and the README's tables in step.
 
     python scripts/results.py save runs/demo tiny_logit_lens            # run directory -> results/tiny_logit_lens.json
+    python scripts/results.py save runs/nla tiny_nla                    # also of train_ar, evaluate nla=… and verbalise
     python scripts/results.py sweep multirun/train/2026-11-22 inputs    # a sweep's folder -> results/inputs.json
     python scripts/results.py readme                                    # results/*.json -> the README's tables
 
@@ -21,19 +22,30 @@ from diff_oracle.evaluation.comparison import compare
 from diff_oracle.evaluation.report import markdown, markdown_table, markdown_verdicts
 from diff_oracle.evaluation.runs import Run, load_runs
 from diff_oracle.evaluation.verdict import judged, split_parts
+from diff_oracle.nla.report import markdown_ladder, markdown_sites
+from diff_oracle.nla.saved import SavedLadder
 
 ROOT = Path(__file__).parents[1]
+KEPT = (("eval.json", "learning_curve.png"), ("ladder.json", "explanations.json"), ("sites.json", "sites.png"))
+"""What is kept of a run of train, of train_ar or evaluate nla=..., of verbalise; what is in NAME.json under `NAME`."""
 
 
 def save(run_dir: Path, name: str) -> None:
-    """Writes one JSON with the run's provenance and its scores, and the learning curve beside it.
+    """Writes one JSON with the run's provenance and its scores, and its picture beside it.
 
     Raises:
-        ValueError: The run was not made by committed code.
+        ValueError: The run was not made by committed code, or has not finished.
     """
     about = _about(json.loads((run_dir / "run.json").read_text()), run_dir)
-    _write(name, about | {"eval": json.loads((run_dir / "eval.json").read_text())})
-    shutil.copy(run_dir / "learning_curve.png", ROOT / "results" / f"{name}.png")
+    files = next((files for files in KEPT if all((run_dir / file).is_file() for file in files)), None)
+    if files is None:
+        known = "; ".join(" and ".join(files) for files in KEPT)
+        raise ValueError(f"{run_dir} is no finished run: expected {known}")
+    content = {Path(file).stem: json.loads((run_dir / file).read_text()) for file in files if file.endswith(".json")}
+    _write(name, about | content)
+    for file in files:
+        if file.endswith(".png"):
+            shutil.copy(run_dir / file, ROOT / "results" / f"{name}.png")
 
 
 def save_sweep(folder: Path, name: str) -> None:
@@ -80,6 +92,11 @@ def update_readme(text: str) -> str:
 def _show(result: dict[str, Any]) -> str:
     if "runs" in result:
         return _show_sweep(result)
+    if "ladder" in result:
+        ladder = SavedLadder(Run("", result, result["ladder"], [], {}), result["explanations"])
+        return f"{_origin(result)}{_times(result)}\n\n{markdown_ladder(ladder)}"
+    if "sites" in result:
+        return f"{_origin(result)}{_times(result)}\n\n{markdown_sites(result['sites'])}"
     return _show_run(result) if "eval" in result else _show_benchmark(result)
 
 
@@ -95,10 +112,9 @@ def _show_benchmark(result: dict[str, Any]) -> str:
 
 def _show_run(result: dict[str, Any]) -> str:
     """What it has shown, and folded away every control."""
-    times = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
     verdicts, table = markdown_verdicts(result["eval"]), markdown_table(result["eval"])
     folded = f"<details><summary>Every control, with intervals</summary>\n\n{table}\n\n</details>"
-    return f"{_origin(result)} · {times}\n\n{verdicts}\n\n{folded}"
+    return f"{_origin(result)}{_times(result)}\n\n{verdicts}\n\n{folded}"
 
 
 def _show_sweep(result: dict[str, Any]) -> str:
@@ -120,6 +136,13 @@ def _show_sweep(result: dict[str, Any]) -> str:
 def _origin(about: Mapping[str, Any]) -> str:
     machine = about["machine"]
     return f"`{about['command']}` · commit {about['commit'][:9]} · {machine['device']}, {machine['cores']} cores"
+
+
+def _times(result: Mapping[str, Any]) -> str:
+    """How long its parts took, where the run says; a command of one part gives one number."""
+    seconds = result.get("seconds", {})
+    parts = seconds.items() if isinstance(seconds, dict) else [("in all", seconds)]
+    return "".join(f"{', ' if i else ' · '}{name} {value:.0f} s" for i, (name, value) in enumerate(parts))
 
 
 def main() -> None:

@@ -70,12 +70,12 @@ def load_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[FailedJob]]:
         found |= {place.resolve(): reason for place, reason in _places(path)}
     if all(found.values()):
         raise ValueError(f"{', '.join(map(str, paths))}: none of {len(found)} jobs has finished, nothing to report")
-    names = _names(list(found))
+    names = short_names(list(found))
     runs = [_load(place, names[place]) for place, reason in found.items() if not reason]
     return runs, [FailedJob(names[place], reason) for place, reason in found.items() if reason]
 
 
-def _names(places: Sequence[Path]) -> dict[Path, str]:
+def short_names(places: Sequence[Path]) -> dict[Path, str]:
     """The ends of the paths, all of one length, the shortest that tells them apart."""
     for length in range(1, max(len(place.parts) for place in places) + 1):
         names = {place: "/".join(place.parts[-length:]) for place in places}
@@ -90,7 +90,7 @@ def _places(path: Path) -> Iterator[tuple[Path, str]]:
     Run i of a sweep's file F has the place F/i.
     """
     if path.is_file():
-        runs = _object(path, _read(path)).get("runs")
+        runs = expect_object(path, read_json(path)).get("runs")
         yield from [(path / str(i), "") for i in range(len(runs))] if isinstance(runs, list) else [(path, "")]
         return
     if not path.is_dir():
@@ -114,45 +114,59 @@ def _missing(folder: Path) -> str:
 
 def _load(place: Path, name: str) -> Run:
     if place.is_file() or place.parent.is_file():
-        content = _read(place) if place.is_file() else _read(place.parent)["runs"][int(place.name)]
-        about = _object(place, content)
+        content = read_json(place) if place.is_file() else read_json(place.parent)["runs"][int(place.name)]
+        about = expect_object(place, content)
         if "eval" not in about:
             raise ValueError(f"{place} holds no scores: expected a run's JSON with the key 'eval'")
         kept, rows, selected = place, about.pop("eval"), {"final": about.pop("selection", {})}
     else:
-        about, rows = _object(place / "run.json", _read(place / "run.json")), _read(place / "eval.json")
+        about, rows = expect_object(place / "run.json", read_json(place / "run.json")), read_json(place / "eval.json")
         kept = place / "select.json"
-        selected = _object(kept, _read(kept)) if kept.is_file() else {}
-    _check_about(place, about)
+        selected = expect_object(kept, read_json(kept)) if kept.is_file() else {}
+    check_about(place, about)
     _check_rows(place, rows)
     history, selection = selected.get("history", []), selected.get("final", {})
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in (*history, selection)):
         raise ValueError(f"{kept} is damaged: expected a list 'history' and an object 'final'")
     history, selection = [_curve_entry(entry) for entry in history], _curve_entry(selection)
-    if not all(map(_is_numbers, (*history, selection))) or not all("step" in entry for entry in history):
+    if not all(map(is_numbers, (*history, selection))) or not all("step" in entry for entry in history):
         raise ValueError(f"{kept} is damaged: expected a step and numbers in every entry")
     return Run(name, about, rows, history, selection)
 
 
-def _read(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """A file's content.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
-def _object(file: Path, content: Any) -> dict[str, Any]:
+def expect_object(file: Path, content: Any) -> dict[str, Any]:
+    """The file's content.
+
+    Raises:
+        ValueError: It is no object.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"{file} is damaged: expected an object, got {type(content).__name__}")
     return content
 
 
-def _check_about(place: Path, about: Mapping[str, Any]) -> None:
-    """Provenance may lack entries (older runs, other commands); what is there must have its form."""
+def check_about(place: Path, about: Mapping[str, Any]) -> None:
+    """Provenance may lack entries (older runs, other commands); what is there must have its form.
+
+    Raises:
+        ValueError: It has not.
+    """
     for key, kind in (("command", str), ("dataset", str), ("config", dict), ("machine", dict), ("seconds", dict)):
         if not isinstance(about.get(key, kind()), kind):
             raise ValueError(f"{place}: {key!r} is damaged: expected {kind.__name__}, got {about[key]!r}")
-    if not _is_numbers(about.get("seconds", {})):
+    if not is_numbers(about.get("seconds", {})):
         raise ValueError(f"{place}: 'seconds' is damaged: expected numbers, got {about['seconds']!r}")
 
 
@@ -162,7 +176,7 @@ def _check_rows(place: Path, rows: Any) -> None:
     for number, row in enumerate(rows):
         whole = isinstance(row, dict) and all(isinstance(row.get(key), str) for key in _TEXT)
         # A control that could be asked of no row has no value.
-        if not whole or not (row.get("n") == 0 or _is_numbers({key: row.get(key) for key in _NUMBERS})):
+        if not whole or not (row.get("n") == 0 or is_numbers({key: row.get(key) for key in _NUMBERS})):
             raise ValueError(f"{place}: row {number} of its scores is damaged: {str(row)[:80]}")
 
 
@@ -171,7 +185,7 @@ def _curve_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key in ("step", "loss") or key.startswith("select/")}
 
 
-def _is_numbers(content: Any) -> bool:
+def is_numbers(content: Any) -> bool:
     """Whether it is an object of finite numbers."""
     return isinstance(content, dict) and all(
         isinstance(value, int | float) and math.isfinite(value) for value in content.values()

@@ -20,9 +20,9 @@ from diff_oracle.oracle.model import Oracle
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import DiffDataset, Split
 from diff_oracle.subject.model import Subject
-from diff_oracle.tasks.claims import parse, write
+from diff_oracle.tasks.claims import Claim, Parsed, parse, write
 from diff_oracle.tasks.explanation import ExplanationConfig, reworded
-from diff_oracle.tasks.text import Text
+from diff_oracle.tasks.text import Text, Vocabulary
 from diff_oracle.tasks.truth import TruthConfig, measured
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def evaluate_pair(
     ladder.splice(subject, config.splice_rows, SPLICED)
     best_blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
     lines = [*ladder.lines(), *ladder.gains([("AV: bag", best_blind), ("AV: AR", best_blind), *GAINS])]
-    return Evaluated(lines, _examples(test, av, said), ladder.fve("AV: bag"))
+    return Evaluated(lines, row_examples(ladder, av.vocabulary, parsed), ladder.fve("AV: bag"))
 
 
 def _closed_form(
@@ -213,14 +213,29 @@ def _read_by(
     ladder.add(f"AV, false claims removed: {name}", read(written(ladder.true_claims(said))))
 
 
-def _examples(rows: Rows, av: Oracle, said: Sequence[Claims], most: int = 50) -> list[dict[str, Any]]:
-    show = av.vocabulary.show
+def row_examples(
+    ladder: Ladder, vocabulary: Vocabulary, parsed: Sequence[Parsed], most: int = 50
+) -> list[dict[str, Any]]:
+    """Some rows: what was said, each claim with whether it is true and whether the labels make it too; the labels."""
+
+    def shown(claim: Claim) -> str:
+        return vocabulary.show(write([claim]))
+
     return [
         {
             "site": record.site,
-            "context": show(record.token_ids[-24:]),
-            "said": show(write(claims)),
-            "measured": show(write(gold)),
+            "context": vocabulary.show(record.token_ids[-24:]),
+            "said": [{"claim": shown(c), "true": truth.holds(c), "measured": c in gold} for c in said.claims],
+            "other_lines": list(said.other_lines),
+            "measured": [{"claim": shown(c), "said": c in said.claims} for c in gold],
+            "cosine": float(cosine),
         }
-        for record, claims, gold in list(zip(rows.records, said, rows.gold, strict=True))[:most]
+        for record, said, gold, truth, cosine in zip(
+            ladder.rows.records[:most],
+            parsed[:most],
+            ladder.rows.gold[:most],
+            ladder.truth[:most],
+            ladder.errors["AV: bag"].cosine[:most],
+            strict=True,
+        )
     ]

@@ -1,14 +1,36 @@
-"""The ladder as a table for people."""
+"""The ladder, and the sites that can be put into words, as tables for people: in the terminal and as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from diff_oracle.evaluation.report import markdown, score_text
+from diff_oracle.evaluation.verdict import Row
+from diff_oracle.nla.evaluation import AR, SECOND_AR
+from diff_oracle.nla.headlines import headlines
+from diff_oracle.nla.naming import grouped
+from diff_oracle.nla.rungs import DIFF_BLIND
+from diff_oracle.nla.saved import SavedLadder
+from diff_oracle.subject.sites import DiffSite
+
 COLUMNS = ("fve", "fve_global", "cosine", "kl_recovered", "true_claims", "coverage")
+MAIN_RUNGS = (
+    *DIFF_BLIND,
+    "rotated_codebook: bag",
+    "gold: bag",
+    f"gold: {AR}",
+    "AV: bag",
+    f"AV: {AR}",
+    f"AV: {SECOND_AR}",
+    "AV, false claims removed: bag",
+)
+"""What a README shows; the site's mean is 0 by definition."""
+MAIN_GROUPS = ("all", "heads", "layers")
 
 
 def print_ladder(lines: Sequence[Mapping[str, Any]]) -> None:
@@ -37,3 +59,74 @@ def _shown(line: Mapping[str, Any] | None, interval: bool = False) -> str:
         return ""
     value = f"{line['value']:.3f}"
     return f"{value} [{line['ci_low']:.3f}, {line['ci_high']:.3f}]" if interval else value
+
+
+def print_headlines(ladders: Sequence[SavedLadder]) -> None:
+    """Prints the questions and answers of each ladder."""
+    for ladder in ladders:
+        print(ladder.run.name)
+        for headline in headlines(ladder):
+            print(f"  {headline.question}\n    {headline.answer}")
+
+
+def markdown_ladder(ladder: SavedLadder) -> str:
+    """The main rungs and the gains for a README; folded away, every rung and kind of site."""
+    main = [name for name in MAIN_RUNGS if name in ladder.rungs and name != "site mean"]
+    groups = [group for group in MAIN_GROUPS if group in ladder.groups]
+    columns = [("fve", group, f"FVE, {'all sites' if group == 'all' else group}") for group in groups]
+    columns += [(name, "all", name) for name in ("true_claims", "coverage", "kl_recovered")]
+    gains = [["gain in FVE, paired", *groups]]
+    gains += [
+        [name, *(score_text(ladder.of("fve_gain", name).get(group)) for group in groups)] for name in ladder.gains
+    ]
+    every = [("fve", group, f"FVE, {group}") for group in ladder.groups]
+    every += [
+        (name, "all", name) for name in ("fve_global", "fve_direction", "cosine", "kl_recovered", "claims", "quotes")
+    ]
+    all_rungs = [rung.name for rungs in grouped(ladder.rungs).values() for rung in rungs]
+    return "\n\n".join(
+        [
+            markdown(_rung_lines(ladder, main, columns)),
+            markdown(gains),
+            "<details><summary>Every rung and kind of site, with intervals</summary>",
+            markdown(_rung_lines(ladder, all_rungs, every)),
+            f"{_denominators(ladder)}\n\n</details>",
+        ]
+    )
+
+
+def _rung_lines(ladder: SavedLadder, rungs: Sequence[str], columns: Sequence[tuple[str, str, str]]) -> list[list[str]]:
+    """A heading and a line a rung; columns are (metric, kind of sites, heading), those that nobody fills left out."""
+    cells = [[score_text(ladder.of(metric, rung).get(group)) for metric, group, _ in columns] for rung in rungs]
+    filled = [i for i in range(len(columns)) if any(row[i] for row in cells)]
+    heading = ["rung [95 % CI]", *(columns[i][2] for i in filled)]
+    return [heading, *([rung, *(row[i] for i in filled)] for rung, row in zip(rungs, cells, strict=True))]
+
+
+def _denominators(ladder: SavedLadder) -> str:
+    parts = {
+        "FVE, about the site's mean": ladder.of("fve", "denominator").get("all"),
+        "fve_global, about the mean of all sites": ladder.of("fve_global", "denominator").get("all"),
+        "kl_recovered, the KL without the diff in nats": ladder.of("kl", "no diff").get("all"),
+    }
+    return (
+        f"Denominators over all sites: {'; '.join(f'{name} {score_text(row)}' for name, row in parts.items() if row)}."
+    )
+
+
+def markdown_sites(lines: Sequence[Row]) -> str:
+    """What the sites' lines say by kind of site: the mean over sites, and on how many the interval is off zero."""
+    kinds = sorted({DiffSite.parse(str(line["site"])).group for line in lines})
+    by_rung: dict[str, dict[str, list[Row]]] = {}
+    for line in lines:
+        by_rung.setdefault(str(line["rung"]), {}).setdefault(DiffSite.parse(str(line["site"])).group, []).append(line)
+    shown = [["FVE of the site's mean: mean over sites; sites above zero, below zero, of all", *kinds]]
+    shown += [[rung, *(_site_cell(of.get(kind, [])) for kind in kinds)] for rung, of in by_rung.items()]
+    return markdown(shown)
+
+
+def _site_cell(lines: Sequence[Row]) -> str:
+    if not lines:
+        return ""
+    above, below = (sum(line[end] * side > 0 for line in lines) for end, side in (("ci_low", 1), ("ci_high", -1)))
+    return f"{np.mean([line['value'] for line in lines]):.3f}; {above}, {below} of {len(lines)}"
