@@ -1,0 +1,140 @@
+"""What a sampled explanation is worth: how near the reconstructor comes to the diff by reading it.
+
+The reconstructor never reads what was written, but its claims in their canonical words; with `truth_gated` only those
+that are true on the model, so that a private code earns nothing that is not also true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from diff_oracle.nla.metrics import cosine
+from diff_oracle.nla.rows import Claims
+from diff_oracle.tasks.claims import parse
+from diff_oracle.tasks.text import Vocabulary
+from diff_oracle.tasks.truth import Measured
+
+MEASURES = ("nmse", "log_nmse")
+_TINY = 1e-6  # of nmse: no reward above 14 for a perfect reconstruction
+
+
+@dataclass
+class RewardConfig:
+    """What is rewarded."""
+
+    measure: str = "nmse"
+    """`nmse`: −2 (1 − cosine) of reconstruction and diff; `log_nmse`: −log of the same."""
+    truth_gated: bool = False
+    """Whether false claims are struck out before the reconstructor reads."""
+    contrastive: float = 0.0
+    """So many times the reward that the same reconstruction has for another document's diff of the same site is
+    taken off: what fits every diff of a site earns nothing at 1."""
+    length_penalty: float = 0.0
+    """Taken off for every token."""
+    quote_penalty: float = 0.0
+    """Taken off times the share of claims that name a token of the context."""
+    failed: float = -2.0
+    """Reward of an answer without a claim, or cut off. That of a reconstruction at right angles to the diff is −2
+    (`nmse`) or −0.7 (`log_nmse`)."""
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"unknown rl.reward.measure {self.measure!r}: choose from {', '.join(MEASURES)}")
+        for name in ("contrastive", "length_penalty", "quote_penalty"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rl.reward.{name} must be at least 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A sampled explanation, taken apart."""
+
+    claims: Claims
+    """What it claims, each once."""
+    read: Claims
+    """What of it the reconstructor gets to read."""
+    num_tokens: int
+    """Sampled tokens."""
+    cut_off: bool
+    """Whether it had no end."""
+    num_true: int
+    """Claims that are true on the model."""
+    num_quoted: int
+    """Claims that name a token of the context."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is no explanation: it claims nothing that can be read, or was cut off."""
+        return self.cut_off or not self.claims
+
+    @property
+    def quotes(self) -> float:
+        """Share of claims that name a token of the context."""
+        return self.num_quoted / max(1, len(self.claims))
+
+
+def judge(
+    text: str,
+    num_tokens: int,
+    cut_off: bool,
+    context: Sequence[int],
+    truth: Measured,
+    vocabulary: Vocabulary,
+    truth_gated: bool,
+) -> Judged:
+    """Takes an explanation apart.
+
+    Args:
+        text: As it was written.
+        num_tokens: How long it is.
+        cut_off: Whether it has no end.
+        context: Token ids.
+        truth: What is true of the diff.
+        vocabulary: Of the oracle.
+        truth_gated: Whether false claims are struck out of what is read.
+    """
+    claims, tokens = parse(text, vocabulary).claims, set(context)
+    true = tuple(claim for claim in claims if truth.holds(claim))
+    quoted = sum(claim.said in tokens for claim in claims)
+    return Judged(claims, true if truth_gated else claims, num_tokens, cut_off, len(true), quoted)
+
+
+def nearness(
+    rebuilt: Float[np.ndarray, "row d_model"], target: Float[np.ndarray, "row d_model"], measure: str
+) -> Float[np.ndarray, "row"]:
+    """How near reconstructions come: −nmse, or −log nmse; nmse = 2 (1 − cosine)."""
+    nmse = 2 * (1 - cosine(rebuilt, target))
+    return -np.log(np.maximum(nmse, _TINY)) if measure == "log_nmse" else -nmse
+
+
+def rewards(
+    judged: Sequence[Judged],
+    rebuilt: Float[np.ndarray, "sample d_model"],
+    target: Float[np.ndarray, "sample d_model"],
+    config: RewardConfig,
+    wrong: Float[np.ndarray, "sample d_model"] | None = None,
+) -> Float[np.ndarray, "sample"]:
+    """What explanations are worth.
+
+    Args:
+        judged: The explanations.
+        rebuilt: What the reconstructor makes of what it may read of them.
+        target: The diffs.
+        config: What is rewarded.
+        wrong: For each, another diff of the same site, where `config.contrastive` is not 0.
+
+    Raises:
+        ValueError: The reward is contrastive, but there is nothing to contrast with.
+    """
+    if config.contrastive and wrong is None:
+        raise ValueError("rl.reward.contrastive needs a wrong diff for each sample, got none")
+    value = nearness(rebuilt, target, config.measure)
+    if wrong is not None:
+        value = value - config.contrastive * nearness(rebuilt, wrong, config.measure)
+    value = value - config.length_penalty * np.array([j.num_tokens for j in judged])
+    value = value - config.quote_penalty * np.array([j.quotes for j in judged])
+    return np.where([j.failed for j in judged], config.failed, value)
