@@ -1,0 +1,100 @@
+"""What a pair does on held-out rows, row by row, so that two states or two runs can be compared with an interval."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from diff_oracle.evaluation.bootstrap import DocumentBootstrap, Estimate
+from diff_oracle.nla.metrics import Means, spread
+from diff_oracle.nla.pair import DiffNLA, as_read, explain, longest_explanation
+from diff_oracle.nla.reward import judge
+from diff_oracle.nla.rows import Rows
+from diff_oracle.nla.rungs import Rebuilt
+from diff_oracle.randomness import keyed_rng
+from diff_oracle.tasks.truth import Measured
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One value a row of each."""
+
+    doc_id: list[str]
+    site: list[str]
+    denominator: list[float]
+    """Of an FVE of the site's mean."""
+    error: list[float]
+    """Of what the reconstructor makes of the explanation."""
+    true_claims: list[float]
+    """Share of the explanation's claims that are true; 0 where it makes none."""
+    failed: list[float]
+    """1 where it makes no claim, or fills all the room it has."""
+
+    @classmethod
+    def of(cls, pair: DiffNLA, rows: Rows, means: Means, truth: Sequence[Measured], known: Rebuilt) -> HeldOut:
+        """Of a pair's greedy explanations.
+
+        Args:
+            pair: The pair.
+            rows: Held out.
+            means: μ, from the training rows.
+            truth: What is true of each row.
+            known: What is added to each reconstruction: what the state before tells, or zeros.
+        """
+        vocabulary, room = pair.av.vocabulary, longest_explanation(pair.config)
+        texts = explain(pair.av, rows.records, pair.config)
+        lengths = [len(vocabulary.encode((text,))) for text in texts]
+        judged = [
+            judge(text, length, length >= room, record.token_ids, holds, vocabulary, False)
+            for text, length, record, holds in zip(texts, lengths, rows.records, truth, strict=True)
+        ]
+        rebuilt = known + pair.ar.reconstruct(rows.records, [as_read(j.read) for j in judged])
+        return cls(
+            doc_id=[record.doc_id for record in rows.records],
+            site=rows.sites,
+            denominator=spread(rows.target, means.at(rows.sites)).tolist(),
+            error=np.mean((rebuilt - rows.target) ** 2, axis=1).tolist(),
+            true_claims=[j.num_true / max(1, len(j.claims)) for j in judged],
+            failed=[float(j.failed) for j in judged],
+        )
+
+    def save(self, file: Path) -> None:
+        """Writes a JSON file."""
+        file.write_text(json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def load(cls, file: Path) -> HeldOut:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: It is not there, or something else.
+        """
+        if not file.is_file():
+            raise ValueError(f"{file} is not there: name a finished run of diff_oracle.train_rl")
+        content = json.loads(file.read_text())
+        if set(content) != {f.name for f in fields(cls)}:
+            raise ValueError(f"{file} is damaged, or another version wrote it: it holds {', '.join(content)}")
+        return cls(**content)
+
+
+def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str, Estimate]:
+    """What one state has over another on the same rows, with 95 % intervals: `fve`, `true_claims`, `failed`.
+
+    Raises:
+        ValueError: The rows are not the same.
+    """
+    if (ours.doc_id, ours.site, ours.denominator) != (theirs.doc_id, theirs.site, theirs.denominator):
+        raise ValueError(
+            f"two runs were measured on different rows ({len(ours.error)} and {len(theirs.error)}): compare runs that "
+            "began with the same nla=RUN"
+        )
+    bootstrap = DocumentBootstrap(ours.doc_id, resamples, keyed_rng(seed, "bootstrap"))
+    less = np.array(theirs.error) - np.array(ours.error)
+    result = {"fve": bootstrap.ratio(less, np.array(ours.denominator))}
+    for name in ("true_claims", "failed"):
+        result[name] = bootstrap.estimate(np.array(getattr(ours, name)) - np.array(getattr(theirs, name)))
+    return result

@@ -1,0 +1,177 @@
+"""Trains a diff-NLA by reinforcement: explanations that rebuild their diffs better become likelier.
+
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl_gated rl.reward.truth_gated=true
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl_frozen rl.arm=frozen_av
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl_sft rl.arm=sft_continued 'against=[runs/rl]'
+
+`nla` is a run of `diff_oracle.train_ar`. Into the run directory go the pair (`nla/`) in its best state on split
+`select`, the ladder of split `test` before and after (`ladder_before.json`, `ladder.json`), `gains.json` (what the pair
+has over how it began, and over the runs in `against`), `health.json`, `health.png` and `run.json`. The folder is one
+that `diff_oracle.evaluate nla=` reads. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from diff_oracle.cli import entry_point
+from diff_oracle.evaluation.bootstrap import Estimate
+from diff_oracle.nla.evaluation import AR, Splits, evaluate_pair
+from diff_oracle.nla.health import draw_health
+from diff_oracle.nla.held_out import HeldOut, gains
+from diff_oracle.nla.ladder import to_rows
+from diff_oracle.nla.metrics import Means
+from diff_oracle.nla.pair import AV, DiffNLA
+from diff_oracle.nla.report import print_ladder
+from diff_oracle.nla.rl import ReinforcementLearning, RlConfig
+from diff_oracle.nla.rows import Rows
+from diff_oracle.nla.rungs import beyond, fit_before
+from diff_oracle.nla.runs import FOLDERS, PAIR, PairRun, load_pair_run
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.provenance import provenance
+from diff_oracle.records import open_dataset
+from diff_oracle.subject.loading import load_hf_model, pick_device
+from diff_oracle.subject.model import Subject
+from diff_oracle.tasks.truth import measured
+from diff_oracle.training.checkpoints import Checkpoints
+from diff_oracle.training.sft import CHECKPOINTS
+
+logger = logging.getLogger(__name__)
+HELD_OUT, HELD_OUT_BEFORE = "held_out.json", "held_out_before.json"
+LADDER, LADDER_BEFORE = "ladder.json", "ladder_before.json"
+
+
+@dataclass
+class TrainRlConfig:
+    """Everything that a run depends on."""
+
+    nla: str = "???"
+    """A run directory of `diff_oracle.train_ar`, with a transformer that reads."""
+    data_dir: str | None = None
+    """Where the dataset's folder lies now, if it is not where training found it."""
+    rl: RlConfig = field(default_factory=RlConfig)
+    """How the pair is trained."""
+    against: list[str] = field(default_factory=list)
+    """Finished runs of this command, from the same pair, that the result is compared with."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    run_dir: str | None = None
+    """Where everything goes."""
+
+
+def run(config: TrainRlConfig) -> float:
+    """Measures, trains, measures, writes; returns the gain in FVE on split `test` over the pair as it began."""
+    assert config.run_dir is not None  # the command sets it
+    run_dir, device = Path(config.run_dir), pick_device(config.device)
+    if (run_dir / "run.json").is_file():
+        raise ValueError(f"{run_dir} holds a finished run: choose another run_dir=, or delete it")
+    others = {name: HeldOut.load(Path(name) / HELD_OUT) for name in config.against}
+    source = load_pair_run(Path(config.nla), device)
+    if AR not in source.readers:
+        raise ValueError(f"nla={config.nla} has no transformer that reads: train one with diff_oracle.train_ar")
+    bench = _Bench(config, source, device)
+    started = time.monotonic()
+    before = bench.measure(run_dir, LADDER_BEFORE, HELD_OUT_BEFORE)
+    measured_at = time.monotonic()
+    learning = bench.learning(run_dir)
+    learning.fit()
+    trained_at = time.monotonic()
+    bench.pair.save(run_dir / PAIR)
+    for name, reader in source.readers.items():
+        if name != AR:  # others than the one that learned with the writer: they are as they were
+            reader.save(run_dir / FOLDERS[name])
+    after = bench.measure(run_dir, LADDER, HELD_OUT)
+    found = {name: gains(after, other, source.ladder.resamples, source.seed) for name, other in others.items()}
+    found = {"the pair as it began": gains(after, before, source.ladder.resamples, source.seed)} | found
+    health = {"stopped": learning.stopped, "best_step": learning.best_step, "lines": learning.lines}
+    about = provenance(device) | {
+        "seconds": {
+            "train": trained_at - measured_at,
+            "evaluate": measured_at - started + time.monotonic() - trained_at,
+        },
+        "oracle": str(bench.oracle_dir),
+        "dataset": str(bench.dataset.path.resolve()),
+        "rows": {name: len(rows) for name, rows in vars(bench.splits).items()},
+        "named": asdict(source.named),
+        # The settings of the pair's own run: with them `evaluate nla=` measures the same rows.
+        "config": asdict(config) | {"ladder": asdict(source.ladder), "seed": source.seed},
+    }
+    draw_health(learning.lines, f"{config.rl.arm}: {run_dir.name}").savefig(run_dir / "health.png", dpi=120)
+    _write(run_dir / "health.json", health | {"examples": learning.examples})
+    _write(run_dir / "gains.json", {name: {m: asdict(e) for m, e in of.items()} for name, of in found.items()})
+    _write(run_dir / "run.json", about)
+    Checkpoints(run_dir / CHECKPOINTS).delete()
+    print_ladder(json.loads((run_dir / LADDER).read_text()))
+    _report(found, learning)
+    return found["the pair as it began"]["fve"].value
+
+
+class _Bench:
+    """A pair, the rows that it learns from and is measured on, and the model that was measured."""
+
+    def __init__(self, config: TrainRlConfig, source: PairRun, device: str) -> None:
+        self.config, self.source, self._device = config, source, device
+        self.pair = DiffNLA(source.av, source.readers[AR], source.named)
+        path = source.dataset if config.data_dir is None else Path(config.data_dir) / source.dataset.name
+        identity = source.av.identity
+        self.dataset = open_dataset(path, identity.weights_hash, identity.tokenizer_hash)
+        self.splits = Splits.read(self.dataset, source.ladder, source.named, source.av, source.seed)
+        self.subject = Subject(load_hf_model(source.av.base, device))
+        self.oracle_dir = json.loads((Path(config.nla) / "run.json").read_text())["oracle"]
+        self._before = fit_before(self.splits.train, self.splits.select)
+        self._residual = self.pair.ar.config.target == "residual"
+
+    def learning(self, run_dir: Path) -> ReinforcementLearning:
+        """The run, ready to begin or to go on."""
+        train, select = self.splits.train, self.splits.select
+        if self._residual:
+            train, select = beyond(train, self._before), beyond(select, self._before)
+        rl, base = self.config.rl, self.pair.av.identity.weights_hash
+        select = Rows(*(values[: rl.selection_rows] for values in vars(select).values()))
+        reference = Oracle.from_pretrained(Path(self.config.nla) / PAIR / AV, self._device)
+        settings = {"rl": asdict(rl), "base": base, "nla": str(Path(self.config.nla).resolve()), "rows": len(train)}
+        return ReinforcementLearning(
+            self.pair, reference, train, select, self.subject, self.source.ladder.truth, rl, run_dir, settings
+        )
+
+    def measure(self, run_dir: Path, ladder: str, held_out: str) -> HeldOut:
+        """The pair as it is, on split `test`; read from disk where a killed run measured it."""
+        if not (run_dir / held_out).is_file():
+            source, test = self.source, self.splits.test
+            found = evaluate_pair(
+                self.pair.av, source.readers, source.named, self.splits, self.subject, source.ladder, source.seed
+            )
+            _write(run_dir / ladder, to_rows(found.lines))
+            truth = measured(test.records, self.subject, self.pair.av.vocabulary, source.ladder.truth)
+            known = self._before.predict(test.sites, test.before) if self._residual else np.zeros_like(test.target)
+            means = Means.of(self.splits.train.sites, self.splits.train.target)
+            HeldOut.of(self.pair, test, means, truth, known).save(run_dir / held_out)
+        return HeldOut.load(run_dir / held_out)
+
+
+def _write(file: Path, content: object) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _report(found: dict[str, dict[str, Estimate]], learning: ReinforcementLearning) -> None:
+    """What was gained, for people."""
+    for name, of in found.items():
+        shown = [f"{metric} {e.value:+.3f} [{e.ci_low:+.3f}, {e.ci_high:+.3f}]" for metric, e in of.items()]
+        print(f"over {name}: {', '.join(shown)}")
+    last = learning.lines[-1]["step"]
+    print(f"best of {last} steps on select: {learning.best_step}")
+    if learning.stopped is not None:
+        print(f"stopped after step {last}: {learning.stopped}")
+
+
+main = entry_point("train_rl", TrainRlConfig, run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Reinforcement learning as a person runs it, on a pair that was hardly trained: what it leaves, what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diff_oracle import evaluate, train, train_ar, train_rl
+from diff_oracle.cli import compose
+from diff_oracle.evaluate import EvaluateConfig
+from diff_oracle.nla.held_out import HeldOut, gains
+from diff_oracle.nla.rl import ReinforcementLearning
+from diff_oracle.train import TrainConfig
+from diff_oracle.train_ar import TrainArConfig
+from diff_oracle.train_rl import TrainRlConfig
+
+FEW = ["ladder.num_rows=24", "ladder.select_rows=60", "ladder.splice_rows=10", "ladder.resamples=50", "ladder.shots=0"]
+SHORT = ["training.steps=2", "training.evaluations=1", "training.batch_size=4", "training.tracker=none"]
+RL = [
+    "rl.steps=2", "rl.diffs=2", "rl.group_size=2", "rl.max_new_tokens=8", "rl.evaluations=1", "rl.selection_rows=6",
+    "rl.checkpoint_every=1", "rl.gate=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pair, `pair`, and a run of reinforcement learning from it, `rl`."""
+    folder = tmp_path_factory.mktemp("rl")
+    places = [f"data_dir={folder / 'data'}", f"run_dir={folder / 'oracle'}", "evaluation.controls=[shuffled]"]
+    train.run(compose("train", TrainConfig, ["+task=[logit_lens,explanation]", "+debug=smoke", *places]))
+    (folder / "pair").mkdir()
+    places = [f"oracle={folder / 'oracle'}", f"run_dir={folder / 'pair'}"]
+    train_ar.run(compose("train_ar", TrainArConfig, [*places, *FEW, *SHORT, "second_seed=false"]))
+    train_rl.run(config(folder, "rl"))
+    return folder
+
+
+def config(folder: Path, name: str, *more: str) -> TrainRlConfig:
+    (folder / name).mkdir(exist_ok=True)
+    return compose("train_rl", TrainRlConfig, [f"nla={folder / 'pair'}", f"run_dir={folder / name}", *RL, *more])
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def test_a_run_leaves_the_pair_its_health_and_the_ladder_before_and_after(made: Path) -> None:
+    before, after = read(made / "rl" / "ladder_before.json"), read(made / "rl" / "ladder.json")
+    assert before == read(made / "pair" / "ladder.json")  # the pair as it began
+    assert {line["rung"] for line in before} == {line["rung"] for line in after}
+    rungs = {line["rung"] for line in after}
+    checks = ("paraphrased", "quotes only", "quotes stripped", "shuffled", "empty", "false claims removed")
+    assert {f"AV, {check}: AR" for check in checks} <= rungs
+    health = read(made / "rl" / "health.json")
+    assert health["stopped"] is None
+    assert [line["step"] for line in health["lines"]] == [0, 1, 2]
+    assert health["examples"][0]["measured"]
+    found = read(made / "rl" / "gains.json")["the pair as it began"]
+    assert set(found) == {"fve", "true_claims", "failed"}
+    fve = {line["rung"]: line["value"] for line in after if (line["metric"], line["site_group"]) == ("fve", "all")}
+    began = {line["rung"]: line["value"] for line in before if (line["metric"], line["site_group"]) == ("fve", "all")}
+    assert found["fve"]["value"] == pytest.approx(fve["AV: AR"] - began["AV: AR"], abs=1e-5)
+    assert (made / "rl" / "health.png").read_bytes().startswith(b"\x89PNG")
+    assert not (made / "rl" / "checkpoints").exists()
+
+
+def test_the_result_is_a_pair_that_evaluate_measures_again(made: Path) -> None:
+    (made / "again").mkdir()
+    evaluate.run(compose("evaluate", EvaluateConfig, [f"nla={made / 'rl'}", f"run_dir={made / 'again'}"]))
+    assert read(made / "again" / "ladder.json") == read(made / "rl" / "ladder.json")
+
+
+def test_a_killed_run_does_not_measure_again_and_arms_are_compared(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = ReinforcementLearning.fit
+    monkeypatch.setattr(ReinforcementLearning, "fit", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_rl.run(config(made, "arm", "rl.arm=frozen_av", f"against=[{made / 'rl'}]"))
+    assert (made / "arm" / "ladder_before.json").is_file()
+    assert not (made / "arm" / "run.json").exists()
+    (made / "arm" / "ladder_before.json").write_text("[]")  # if it were measured again, this would go
+    monkeypatch.setattr(ReinforcementLearning, "fit", fit)
+    train_rl.run(config(made, "arm", "rl.arm=frozen_av", f"against=[{made / 'rl'}]"))
+    assert read(made / "arm" / "ladder_before.json") == []
+    found = read(made / "arm" / "gains.json")
+    against = found[str(made / "rl")]["fve"]["value"]
+    over_rl = read(made / "rl" / "gains.json")["the pair as it began"]["fve"]["value"]
+    assert against == pytest.approx(found["the pair as it began"]["fve"]["value"] - over_rl)
+
+
+def test_gains_by_hand() -> None:
+    docs, sites = ["a", "a", "b", "c"], ["L0"] * 4
+    theirs = HeldOut(docs, sites, [2.0] * 4, [1.0] * 4, [0.5] * 4, [0.0] * 4)
+    ours = HeldOut(docs, sites, [2.0] * 4, [0.5, 1.0, 0.5, 1.0], [1.0, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0])
+    found = gains(ours, theirs, 200, 0)
+    assert {name: e.value for name, e in found.items()} == {"fve": 0.125, "true_claims": 0.125, "failed": 0.25}
+    assert found["fve"].ci_low == 0.0 and found["fve"].ci_high == 0.25
+    with pytest.raises(ValueError, match="measured on different rows"):
+        gains(ours, HeldOut(docs, sites, [3.0] * 4, [1.0] * 4, [0.5] * 4, [0.0] * 4), 200, 0)
+
+
+def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a finished run"):
+        train_rl.run(config(made, "rl"))
+    with pytest.raises(ValueError, match=r"held_out.json is not there: name a finished run of diff_oracle.train_rl"):
+        train_rl.run(config(made, "x", f"against=[{tmp_path}]"))
+    shutil.copytree(made / "pair", tmp_path / "pair")
+    shutil.rmtree(tmp_path / "pair" / "nla")  # as reader=bag_of_words leaves it
+    with pytest.raises(ValueError, match="has no transformer that reads"):
+        train_rl.run(config(made, "x", f"nla={tmp_path / 'pair'}"))
+    for wrong, said in (
+        ("rl.arm=both", "unknown rl.arm 'both': choose from rl, frozen_av, sft_continued"),
+        ("rl.group_size=1", "rl.group_size must be at least 2"),
+        ("rl.reward.measure=kl", "unknown rl.reward.measure 'kl': choose from nmse, log_nmse"),
+        ("rl.updates.clip=0", "rl.updates.clip must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            config(made, "x", wrong)
