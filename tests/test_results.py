@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from diff_oracle.evaluation.runs import load_runs
+from diff_oracle.nla.saved import load_ladders
 from scripts import results
+from tests.nla.made_ladder import EXAMPLE, make_ladder, make_line, make_lines
 
 README = """# Title
 
@@ -144,3 +146,34 @@ def test_a_benchmark_shows_what_stands_at_its_top(root: Path) -> None:
     assert "`python benchmarks/x.py` · commit 012345678 · cpu, 2 cores" in readme
     assert "| model | tiny |\n| ours / plain | 1.23 |\n<!-- end -->" in readme
     assert "seconds" not in readme
+
+
+def test_a_ladder_and_its_explanations_are_kept_and_shown(root: Path) -> None:
+    results.save(make_ladder(root / "runs" / "nla"), "pair")
+    saved = json.loads((root / "results" / "pair.json").read_text())
+    assert saved["ladder"] == make_lines() and saved["explanations"] == [EXAMPLE]
+    assert str(root) not in (root / "results" / "pair.json").read_text()
+    readme = results.update_readme("<!-- results/pair.json -->\n<!-- end -->")
+    assert "cpu, 2 cores · train 61 s, evaluate 7 s\n\n| rung [95 % CI] | FVE, all sites |" in readme
+    assert "| AV: bag | 0.400 [0.380, 0.420] |" in readme
+    (read,) = load_ladders([root / "results" / "pair.json"])  # what `report` reads
+    assert read.of("fve", "AV: bag")["all"]["value"] == 0.4 and len(read.examples) == 1
+
+
+def test_sites_are_kept_with_their_picture(root: Path) -> None:
+    run = make_ladder(root / "runs" / "sites")
+    (run / "ladder.json").unlink()
+    about = json.loads((run / "run.json").read_text()) | {"seconds": 12.3}
+    (run / "run.json").write_text(json.dumps(about))
+    (run / "sites.json").write_text(json.dumps([{"site": "L0H1"} | make_line("gold: bag", "", 0.6)]))
+    (run / "sites.png").write_bytes(b"picture")
+    results.save(run, "heads")
+    readme = results.update_readme("<!-- results/heads.json -->\n<!-- end -->")
+    assert "2 cores · in all 12 s" in readme and "| gold: bag | 0.600; 1, 0 of 1 |" in readme
+    assert (root / "results" / "heads.png").read_bytes() == b"picture"
+
+
+def test_a_run_that_has_not_finished_is_no_result(root: Path) -> None:
+    (root / "runs" / "one" / "eval.json").unlink()
+    with pytest.raises(ValueError, match="is no finished run: expected eval.json and learning_curve.png; ladder.json"):
+        results.save(root / "runs" / "one", "three")

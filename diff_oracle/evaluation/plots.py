@@ -83,7 +83,7 @@ def side_by_side(name: str, parts: Mapping[str, Part | None]) -> Figure:
 
 def _panels(names: Sequence[Sequence[str]], gap_title: str) -> tuple[Figure, list[tuple[Any, Any]]]:
     """Two columns of panels, for scores and gaps."""
-    figure, panels = stacked_panels([[_shortened(name) for name in lines] for lines in names], (0.57, 0.37))
+    figure, panels = stacked_panels([[shortened(name) for name in lines] for lines in names], (0.57, 0.37))
     for scores, gaps in panels:
         scores.set_xlim(-0.02, 1.02)
         gaps.spines.left.set_visible(False)
@@ -146,9 +146,9 @@ def _gaps(axes: Any, lines: Sequence[_Line]) -> None:
     intervals(axes, [line for line in lines if line[1]["ci_low"] <= 0], "black", "o", fill="white")
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str, most: int = _LONGEST_NAME) -> str:
     """The end of a long path, which is what tells runs apart."""
-    return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def learning_curve(history: History, stacked: bool = False) -> Figure:

@@ -17,7 +17,7 @@ from diff_oracle.evaluation.verdict import Row
 from diff_oracle.nla.headlines import Headline, headlines
 from diff_oracle.nla.naming import MEANINGS, RungName, grouped
 from diff_oracle.nla.plots import MAX_RUNS, key_of_runs, ladder_forest
-from diff_oracle.nla.saved import DENOMINATOR, SavedLadder
+from diff_oracle.nla.saved import DENOMINATOR, GAIN, SavedLadder
 
 METRICS = {
     "fve": "FVE: 1 - mean square error / variance about the mean of the diff's own site in training",
@@ -114,7 +114,7 @@ def _view(ladder: SavedLadder, anchor: str) -> LadderView:
         facts=facts(ladder.run),
         headlines=headlines(ladder),
         figures=_figures(f"{anchor}-", [ladder]),
-        metrics=[metric for metric in METRICS if metric in found],
+        metrics=[*(name for name in METRICS if name in found), *sorted(found - set(METRICS) - {GAIN})],
         table=[
             (rung, group, rows[rung.name, group])
             for group in ladder.groups

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from diff_oracle.evaluation.plots import intervals, stacked_panels
+from diff_oracle.evaluation.plots import intervals, shortened, stacked_panels
 from diff_oracle.evaluation.verdict import Row
 from diff_oracle.nla.naming import RungName
 
@@ -14,6 +14,7 @@ from diff_oracle.nla.naming import RungName
 STYLES = [("tab:blue", "o"), ("tab:orange", "D"), ("tab:green", "s"), ("tab:purple", "^"), ("tab:red", "v")]
 SIGNS = {"o": "●", "D": "◆", "s": "■", "^": "▲", "v": "▼"}
 MAX_RUNS = len(STYLES)
+_LONGEST_NAME = 36  # letters: more would leave the panels no room
 _LINE, _SPREAD = 0.19, 0.6  # inches a rung and run; how much of a rung's height its runs share
 
 
@@ -24,7 +25,7 @@ def ladder_forest(groups: Mapping[str, Sequence[RungName]], runs: Mapping[str, M
         groups: Title -> rungs.
         runs: Run -> rung -> its value with the interval; a run need not have every rung. At most `MAX_RUNS`.
     """
-    names = [[rung.label for rung in rungs] for rungs in groups.values()]
+    names = [[shortened(rung.label, _LONGEST_NAME) for rung in rungs] for rungs in groups.values()]
     figure, panels = stacked_panels(names, line=_LINE * max(1, 0.75 * len(runs)))
     for (title, rungs), (axes,) in zip(groups.items(), panels, strict=True):
         axes.set_title(title)

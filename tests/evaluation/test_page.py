@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,62 +17,10 @@ from diff_oracle.evaluation.runs import load_runs
 from diff_oracle.evaluation.verdict import split_parts
 from tests.browsing import chromium, opened
 from tests.evaluation.made import GUESSED_ROWS, READ_ROWS, make_row, make_rows, make_run
+from tests.taken_apart import Page
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
 HELD_OUT = make_rows({"matched": 0.5, "shuffled": 0.48}, question="promoted, held-out wording")
 SITES = make_rows({"matched": 0.7, "shuffled": 0.2}, site_group="heads")
-
-
-class Page(HTMLParser):
-    """Elements in order, text, and the cells of each table by the table's caption; closing tags must match."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.tables: dict[str, list[list[str]]] = {}
-        self._open: list[str] = []
-        self._rows: list[list[str]] = []
-        self._caption = ""
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "table":
-            self._rows, self._caption = [], ""
-        if tag == "tr":
-            self._rows.append([])
-        if tag in ("td", "th"):
-            self._rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-        if tag == "table":
-            self.tables[self._caption] = [[" ".join(cell.split()) for cell in row] for row in self._rows]
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] in ("script", "style"):
-            return
-        self.text += data
-        if "caption" in self._open:
-            self._caption += data
-        elif {"td", "th"} & set(self._open):
-            self._rows[-1][-1] += data
-
-    def table(self, name: str) -> list[list[str]]:
-        """The rows of the only table whose caption has this in it, the heading first."""
-        (rows,) = (rows for caption, rows in self.tables.items() if name in caption)
-        return rows
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def show(*folders: Path) -> Page:

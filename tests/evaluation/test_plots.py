@@ -2,29 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from diff_oracle.evaluation.plots import forest, learning_curve, page_svg, side_by_side
 from diff_oracle.evaluation.report import draw_learning_curve
 from diff_oracle.evaluation.verdict import split_parts
 from tests.evaluation.made import GUESSED_ROWS, HISTORY, READ_ROWS, SELECTION, make_rows
-
-Interval = tuple[float, float, float]  # y, from, to
-Point = tuple[float, float]  # y, value
-
-
-def drawn(axes: Any) -> tuple[list[Interval], list[Point]]:
-    """The intervals and markers of a panel; later ones lie above earlier ones."""
-    segments = [segment for lines in axes.collections for segment in lines.get_segments()]
-    points = [line for line in axes.lines if line.get_marker() not in ("None", None)]
-    return (
-        [(float(a[1]), float(a[0]), float(b[0])) for a, b in segments],
-        [(float(y), float(x)) for line in points for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)],
-    )
-
-
-def labels(axes: Any) -> list[str]:
-    return [label.get_text() for label in axes.get_yticklabels()]
+from tests.taken_apart import drawn, labels
 
 
 def test_forest_draws_every_score_and_gap_with_its_interval() -> None:
