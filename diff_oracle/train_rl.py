@@ -1,9 +1,9 @@
 """Trains a diff-NLA by reinforcement: explanations that rebuild their diffs better become likelier.
 
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl_gated rl.reward.truth_gated=true
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl_frozen rl.arm=frozen_av
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl_sft rl.arm=sft_continued 'against=[runs/rl]'
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/frozen rl.arm=frozen_av
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/sft rl.arm=sft_continued
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl 'against=[runs/frozen,runs/sft]'
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/gated rl.reward.truth_gated=true 'against=[runs/rl]'
 
 `nla` is a run of `diff_oracle.train_ar`. Into the run directory go the pair (`nla/`) in its best state on split
 `select`, the ladder of split `test` before and after (`ladder_before.json`, `ladder.json`), `gains.json` (what the pair

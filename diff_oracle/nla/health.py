@@ -118,6 +118,8 @@ def draw_health(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None, markersize=3, label=name)
+        if len(names) > 1:
+            axes.legend(fontsize=5)
         axes.set_title(", ".join(names), fontsize=7)
         axes.tick_params(labelsize=6)
     for axes in figure.axes[len(panels) :]:
