@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diff_oracle.tasks import TASKS, attention, layer_skip, logit_lens, make_tasks
+from diff_oracle.tasks import attention, layer_skip, logit_lens, make_tasks
 from diff_oracle.tasks.base import Standard
 from tests.tasks.made import VOCABULARY, make_record, make_rows, mixed_records
 
@@ -21,7 +21,7 @@ STANDARD = {
 def test_a_task_that_knows_no_training_rows_asks_what_a_fitted_one_does(name: str) -> None:
     records = mixed_records(120)
     (fresh,), (fitted,) = make_tasks({name: {}}), make_tasks({name: {}})
-    fitted.fit(make_rows(records, *TASKS), VOCABULARY)
+    fitted.fit(make_rows(records, *STANDARD), VOCABULARY)
     assert isinstance(fresh, Standard)
     asked = 0
     for record in records:
