@@ -88,7 +88,8 @@ def _evaluate_pair(config: EvaluateConfig, source: Path, device: str) -> None:
     subject = Subject(load_hf_model(pair.av.base, device))
     found = evaluate_pair(pair.av, pair.readers, pair.named, splits, subject, settings, pair.seed)
     lines = ladder_rows(found.lines)
-    _write(config, device, dataset, {"ladder.json": lines, "explanations.json": found.examples})
+    about = {"named": asdict(pair.named), "ladder": asdict(settings)}
+    _write(config, device, dataset, {"ladder.json": lines, "explanations.json": found.examples}, about)
     print_ladder(lines)
 
 
@@ -97,10 +98,16 @@ def _open(config: EvaluateConfig, path: Path, oracle: Oracle) -> DiffDataset:
     return open_dataset(path, oracle.identity.weights_hash, oracle.identity.tokenizer_hash)
 
 
-def _write(config: EvaluateConfig, device: str, dataset: DiffDataset, results: dict[str, Any]) -> None:
+def _write(
+    config: EvaluateConfig,
+    device: str,
+    dataset: DiffDataset,
+    results: dict[str, Any],
+    more: dict[str, Any] | None = None,
+) -> None:
     """Results, and where they come from."""
     run_dir = Path(config.run_dir or ".")
-    about = {"dataset": str(dataset.path), "config": asdict(config)}
+    about = {"dataset": str(dataset.path), "config": asdict(config) | (more or {})}
     if config.oracle:
         about["oracle"] = str(Path(config.oracle).resolve())
     for name, content in (results | {"run.json": provenance(device) | about}).items():

@@ -13,6 +13,7 @@ from diff_oracle.report import ReportConfig
 from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
 from diff_oracle.train_ar import TrainArConfig
+from diff_oracle.train_rl import TrainRlConfig
 from diff_oracle.verbalise import VerbaliseConfig
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -82,6 +83,10 @@ def test_verbalise_composes() -> None:
 def test_explain_head_composes() -> None:
     config = compose("explain_head", ExplainHeadConfig, ["oracle=runs/demo", "head=L5", "corpus=text_files"])
     assert (config.head, config.corpus.name, config.sampling.max_documents) == ("L5", "text_files", 50)
+
+
+def test_train_rl_composes() -> None:
+    assert compose("train_rl", TrainRlConfig, ["nla=runs/nla"]).nla == "runs/nla"
 
 
 def test_report_composes() -> None:

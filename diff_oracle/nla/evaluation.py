@@ -37,6 +37,11 @@ GAINS = [
     ("gold: AR", "gold: bag"),
     ("AV: AR", "AV: bag"),
     ("AV: bag", "AV, false claims removed: bag"),
+    ("AV: AR", "AV, reordered: AR"),
+    ("AV: AR", "AV, paraphrased: AR"),
+    ("AV: AR", "AV, quotes stripped: AR"),
+    ("AV: AR", "AV, quotes only: AR"),
+    ("AV: AR", "AV: AR of another seed"),
 ]
 """Of each the first rung less the second, where both are there; beside the AV's over the best diff-blind rung."""
 
@@ -201,12 +206,17 @@ def _read_by(
     def paraphrased(claims: Sequence[Claims]) -> list[Text]:
         return [reworded(row, keyed_rng(seed, "paraphrase", i)) for i, row in enumerate(claims)]
 
+    def reordered(claims: Sequence[Claims]) -> list[Text]:
+        orders = [keyed_rng(seed, "order", i).permutation(len(row)) for i, row in enumerate(claims)]
+        return [write([row[j] for j in order]) for row, order in zip(claims, orders, strict=True)]
+
     def written(claims: Sequence[Claims]) -> list[Text]:
         return [write(row) for row in claims]
 
     ladder.add(f"text: explained: {name}", read(written(from_text)))
     for writer, claims in (("gold", rows.gold), ("AV", said)):
         ladder.add(f"{writer}: {name}", read(written(claims)))
+        ladder.add(f"{writer}, reordered: {name}", read(reordered(claims)))
         ladder.add(f"{writer}, paraphrased: {name}", read(paraphrased(claims)))
         for change, alter in ALTERED.items():
             ladder.add(f"{writer}, {change}: {name}", read(written(alter(rows, claims, seed))))

@@ -31,7 +31,7 @@ MEANINGS = {
     f": {SECOND_AR}": "the same, trained from another seed",
     "shuffled": "the claims of another document's diff of the same site",
     "empty": "no claim at all",
-    "paraphrased": "reworded and in another order",
+    "reordered, paraphrased": "in another order; in other words, too",
     "quotes only, quotes stripped": "only, or all but, the claims that repeat a token of the text",
     "false claims removed": "only the claims that are true on the model",
 }
