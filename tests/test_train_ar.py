@@ -17,6 +17,8 @@ from diff_oracle.train_ar import TrainArConfig
 from diff_oracle.verbalise import VerbaliseConfig
 
 FEW = ["ladder.num_rows=60", "ladder.select_rows=120", "ladder.splice_rows=40", "ladder.resamples=100"]
+BRIEF = ["evaluation.controls=[shuffled]", "evaluation.num_rows=6", "evaluation.selection_rows=6"]
+BRIEF += ["evaluation.curve_rows=6", "tasks.explanation.num_raised=2", "tasks.explanation.num_lowered=2"]
 SHORT = ["training.steps=4", "training.evaluations=1", "training.batch_size=4", "training.tracker=none"]
 
 
@@ -25,8 +27,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an oracle that was trained, hardly, to explain, and a pair made of it."""
     folder = tmp_path_factory.mktemp("nla")
     tasks = "+task=[logit_lens,attention,layer_skip,explanation]"
-    places = [f"data_dir={folder / 'data'}", f"run_dir={folder / 'oracle'}", "evaluation.controls=[shuffled]"]
-    train.run(compose("train", TrainConfig, [tasks, "+debug=smoke", *places]))
+    places = [f"data_dir={folder / 'data'}", f"run_dir={folder / 'oracle'}"]
+    train.run(compose("train", TrainConfig, [tasks, "+debug=smoke", *places, *BRIEF]))
     train_ar.run(config(folder, "pair"))
     return folder
 

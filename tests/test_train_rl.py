@@ -17,6 +17,8 @@ from diff_oracle.train_ar import TrainArConfig
 from diff_oracle.train_rl import TrainRlConfig
 
 FEW = ["ladder.num_rows=24", "ladder.select_rows=60", "ladder.splice_rows=10", "ladder.resamples=50", "ladder.shots=0"]
+BRIEF = ["evaluation.controls=[shuffled]", "evaluation.num_rows=6", "evaluation.selection_rows=6"]
+BRIEF += ["evaluation.curve_rows=6", "tasks.explanation.num_raised=2", "tasks.explanation.num_lowered=2"]
 SHORT = ["training.steps=2", "training.evaluations=1", "training.batch_size=4", "training.tracker=none"]
 RL = [
     "rl.steps=2", "rl.diffs=2", "rl.group_size=2", "rl.max_new_tokens=8", "rl.evaluations=1", "rl.selection_rows=6",
@@ -28,8 +30,8 @@ RL = [
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pair, `pair`, and a run of reinforcement learning from it, `rl`."""
     folder = tmp_path_factory.mktemp("rl")
-    places = [f"data_dir={folder / 'data'}", f"run_dir={folder / 'oracle'}", "evaluation.controls=[shuffled]"]
-    train.run(compose("train", TrainConfig, ["+task=[logit_lens,explanation]", "+debug=smoke", *places]))
+    places = [f"data_dir={folder / 'data'}", f"run_dir={folder / 'oracle'}"]
+    train.run(compose("train", TrainConfig, ["+task=[logit_lens,explanation]", "+debug=smoke", *places, *BRIEF]))
     (folder / "pair").mkdir()
     places = [f"oracle={folder / 'oracle'}", f"run_dir={folder / 'pair'}"]
     train_ar.run(compose("train_ar", TrainArConfig, [*places, *FEW, *SHORT, "second_seed=false"]))
