@@ -38,8 +38,8 @@ class Score:
     """2 (1 − cosine)."""
     claims: int
     """How many claims it makes."""
-    true_claims: int
-    """How many of them are true on the model; 0 where no subject is given to check them."""
+    true_claims: int | None
+    """How many of them are true on the model; None where no subject is given to check them."""
 
 
 class DiffNLA:
@@ -109,7 +109,7 @@ class DiffNLA:
         claims = parsed_claims(text, self.av)
         rebuilt = self.ar.reconstruct([record], [as_read(claims)])
         near = float(cosine(rebuilt, record.diff[None].astype(np.float64))[0])
-        true = 0
+        true = None
         if subject is not None:
             truth = TruthConfig(
                 min_share=self.config.min_share, sink_only=self.config.sink_only, small_kl=self.config.small_kl
