@@ -12,7 +12,6 @@ mean size.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +29,7 @@ from diff_oracle.oracle.injection import InjectionConfig, decoder_blocks
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Batch, Prompt, PromptConfig
 from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, read_sidecar
+from diff_oracle.records import file_hash
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
 from diff_oracle.tasks.text import Text
@@ -168,7 +168,7 @@ class Reconstructor(nn.Module):
         folder = Path(folder)
         self.reader.save(folder / READER)
         save_file({"weight": self.head.weight.detach().cpu(), "size": self.size.cpu()}, folder / HEAD)
-        content = {"config": asdict(self.config), "sha256": hash_of(folder / HEAD)}
+        content = {"config": asdict(self.config), "sha256": file_hash(folder / HEAD)}
         (folder / SETTINGS).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
@@ -182,7 +182,7 @@ class Reconstructor(nn.Module):
         if not (folder / SETTINGS).is_file():
             raise ValueError(f"{folder} holds no reconstructor: it has no {SETTINGS}")
         content = json.loads((folder / SETTINGS).read_text())
-        if not (folder / HEAD).is_file() or hash_of(folder / HEAD) != content["sha256"]:
+        if not (folder / HEAD).is_file() or file_hash(folder / HEAD) != content["sha256"]:
             raise ValueError(f"{folder} is damaged: {HEAD} is missing or not what was saved")
         settings = content["config"]
         config = ReconstructorConfig(**settings | {"lora": LoraOptions(**settings["lora"])})
@@ -197,11 +197,6 @@ class Reconstructor(nn.Module):
             made.head.weight.copy_(saved["weight"])
             made.size.copy_(saved["size"])
         return made.eval()
-
-
-def hash_of(file: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def truncate(loaded: LoadedModel, blocks: int | None) -> None:

@@ -28,6 +28,7 @@ from diff_oracle import __version__
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.prompt import PromptConfig
+from diff_oracle.records import file_hash
 from diff_oracle.subject.loading import SubjectConfig
 
 SIDECAR, CARD, INJECTOR, ADAPTER = "oracle.json", "README.md", "injector.safetensors", "adapter"
@@ -89,7 +90,7 @@ def write_oracle(
             if "No space left" in str(error):
                 raise OSError(errno.ENOSPC, "no space left for the oracle", str(folder)) from error
             raise
-        files = {str(f.relative_to(partial)): _sha256(f.read_bytes()) for f in sorted(partial.rglob("*.*"))}
+        files = {str(f.relative_to(partial)): file_hash(f) for f in sorted(partial.rglob("*.*"))}
         content = {
             "format_version": FORMAT_VERSION,
             "base": asdict(sidecar.base),
@@ -130,7 +131,7 @@ def read_sidecar(folder: Path) -> Sidecar:
     except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version
         raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     for name, expected in files.items():
-        if not (folder / name).is_file() or _sha256((folder / name).read_bytes()) != expected:
+        if not (folder / name).is_file() or file_hash(folder / name) != expected:
             raise ValueError(f"{folder} is damaged: {name} is missing or not what was saved")
     return sidecar
 
@@ -169,8 +170,4 @@ def _card(sidecar: Sidecar, place: str, scores: str) -> str:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return _sha256(json.dumps(content, sort_keys=True).encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
