@@ -15,20 +15,16 @@ found; so do the finished jobs of a sweep that was killed.
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
-from accelerate.utils import broadcast_object_list
 
 from data_gen.build import BuildConfig, build, build_shard
 from data_gen.shards import shard_of_process
@@ -56,6 +52,7 @@ from diff_oracle.tasks import make_tasks
 from diff_oracle.training.checkpoints import Checkpoints, changes
 from diff_oracle.training.holdout import HoldoutConfig
 from diff_oracle.training.mixture import MixtureConfig
+from diff_oracle.training.processes import join_processes, of_first
 from diff_oracle.training.sft import CHECKPOINTS, TrainingConfig, train_oracle
 from diff_oracle.training.trainer import best_step, load_trained
 
@@ -90,7 +87,7 @@ def run(config: TrainConfig) -> float | None:
     tasks, asked = make_tasks(config.tasks), config.evaluation
     config = replace(config, holdout=config.holdout.with_weightless(config.mixture, tasks))
     processes, device = _join_processes(config)
-    run_dir = Path(broadcast_object_list([config.run_dir])[0])  # each process's own clock may have named another one
+    run_dir = Path(of_first(str(config.run_dir)))  # each process's own clock may have named another one
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     settings: dict[str, Any] = {"config": _settings(asdict(config))}
     finished = _finished(run_dir, settings)
@@ -179,19 +176,8 @@ def _join_processes(config: TrainConfig) -> tuple[PartialState, str]:
     """
     shard_of_process(config.shard)  # makes the process's own GPU the one that "cuda" means
     device = pick_device(config.device)
-    # One waits for another as long as a share of the dataset takes.
-    processes = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
-    atexit.register(processes.destroy_process_group)  # no sooner: the next job of a sweep goes on with it
+    processes = join_processes(device)
     config.training.batch_size_of_process(processes.num_processes)
-    if not processes.is_main_process:
-        for name in ("diff_oracle", "data_gen"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-    # How accelerate starts one process where it was asked for several that it knows no GPUs for.
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        logger.warning(
-            "accelerate has started a single process: on CPUs, several want `--multi_gpu` beside `--num_processes`, or "
-            "`--config_file conf/accelerate/ddp_cpu.yaml`"
-        )
     return processes, device
 
 

@@ -4,6 +4,7 @@
     python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/sft rl.arm=sft_continued
     python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl 'against=[runs/frozen,runs/sft]'
     python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/gated rl.reward.truth_gated=true 'against=[runs/rl]'
+    accelerate launch --multi_gpu --num_processes 2 -m diff_oracle.train_rl nla=runs/nla    # GPUs, or CPUs
 
 `nla` is a run of `diff_oracle.train_ar`. Into the run directory go the pair (`nla/`) in its best state on split
 `select`, the ladder of split `test` before and after (`ladder_before.json`, `ladder.json`), `gains.json` (what the pair
@@ -30,10 +31,11 @@ from diff_oracle.nla.ladder import to_rows
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.pair import AV, DiffNLA
 from diff_oracle.nla.report import print_ladder
-from diff_oracle.nla.rl import ReinforcementLearning, RlConfig
+from diff_oracle.nla.rl import ReinforcementLearning
 from diff_oracle.nla.rows import Rows
 from diff_oracle.nla.rungs import beyond, fit_before
 from diff_oracle.nla.runs import FOLDERS, PAIR, PairRun, load_pair_run
+from diff_oracle.nla.steps import RlConfig
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
@@ -41,6 +43,7 @@ from diff_oracle.subject.loading import load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
 from diff_oracle.tasks.truth import measured
 from diff_oracle.training.checkpoints import Checkpoints
+from diff_oracle.training.processes import join_processes, of_first, wait
 from diff_oracle.training.sft import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
@@ -66,10 +69,15 @@ class TrainRlConfig:
     """Where everything goes."""
 
 
-def run(config: TrainRlConfig) -> float:
-    """Measures, trains, measures, writes; returns the gain in FVE on split `test` over the pair as it began."""
+def run(config: TrainRlConfig) -> float | None:
+    """Measures, trains, measures, writes; returns the gain in FVE on split `test` over the pair as it began.
+
+    Of several processes the first does all but the training by itself; the others return None.
+    """
     assert config.run_dir is not None  # the command sets it
-    run_dir, device = Path(config.run_dir), pick_device(config.device)
+    device = pick_device(config.device)
+    processes = join_processes(device)
+    run_dir = Path(of_first(config.run_dir))  # each process's own clock may have named another one
     if (run_dir / "run.json").is_file():
         raise ValueError(f"{run_dir} holds a finished run: choose another run_dir=, or delete it")
     others = {name: HeldOut.load(Path(name) / HELD_OUT) for name in config.against}
@@ -78,11 +86,15 @@ def run(config: TrainRlConfig) -> float:
         raise ValueError(f"nla={config.nla} has no transformer that reads: train one with diff_oracle.train_ar")
     bench = _Bench(config, source, device)
     started = time.monotonic()
-    before = bench.measure(run_dir, LADDER_BEFORE, HELD_OUT_BEFORE)
+    if processes.is_main_process:
+        before = bench.measure(run_dir, LADDER_BEFORE, HELD_OUT_BEFORE)
+    wait()
     measured_at = time.monotonic()
     learning = bench.learning(run_dir)
     learning.fit()
     trained_at = time.monotonic()
+    if not processes.is_main_process:
+        return None
     bench.pair.save(run_dir / PAIR)
     for name, reader in source.readers.items():
         if name != AR:  # others than the one that learned with the writer: they are as they were
@@ -92,6 +104,7 @@ def run(config: TrainRlConfig) -> float:
     found = {"the pair as it began": gains(after, before, source.ladder.resamples, source.seed)} | found
     health = {"stopped": learning.stopped, "best_step": learning.best_step, "lines": learning.lines}
     about = provenance(device) | {
+        "processes": processes.num_processes,
         "seconds": {
             "train": trained_at - measured_at,
             "evaluate": measured_at - started + time.monotonic() - trained_at,

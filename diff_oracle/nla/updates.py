@@ -1,6 +1,7 @@
 """One optimiser step of each part of the pair: the policy by its rewards or by gold explanations, the reconstructor.
 
 Everything is computed in evaluation mode: the ratio compares the policy with itself, and dropout would make them two.
+Several processes each bring rows of their own; their gradients are summed, and what is returned is of all of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.records import Record
 from diff_oracle.tasks.text import Text
+from diff_oracle.training.processes import sum_gradients, summed
 
 MAX_DRIFT = {False: 1e-4, True: 0.02}
 """Largest mean |Δ| of log-probabilities between sampling and training, in float32 and in bfloat16."""
@@ -97,9 +99,11 @@ def update_policy(
         ValueError: The log-probabilities are not those at sampling, or not finite.
     """
     found: list[dict[str, float]] = []
-    moved = 0.0
+    drifted = 0.0
     for number, part in enumerate(np.array_split(rng.permutation(len(samples)), config.parts)):
-        num_tokens, kl, clipped = int(samples.lengths[part.tolist()].sum()), 0.0, 0.0
+        taught = float(advantage[part.tolist()].any())
+        num_tokens, taught = summed([float(samples.lengths[part.tolist()].sum()), taught], policy.device)
+        kl, clipped, moved = 0.0, 0.0, 0.0
         for rows in _by_length(part, samples.lengths.tolist(), config.rows_at_once):
             some = samples.take(rows)
             with config.precision(policy.device):
@@ -113,18 +117,20 @@ def update_policy(
             clipped += share * share_clipped(new, some.log_probs, some.mask, config.clip)
             if number == 0:  # nothing has moved yet
                 moved += share * drift(some, new)
+        kl, clipped, moved = summed([kl, clipped, moved], policy.device)
         if number == 0:
             _check_drift(moved, config.bf16)
-        if config.sft_anchor and gold:
+            drifted = moved
+        if config.sft_anchor:
             _gold_loss(policy, gold, config, config.sft_anchor)
         norm = 0.0
-        if advantage[part.tolist()].any() or config.sft_anchor:
+        if taught or config.sft_anchor:
             norm = _step(policy, optimizer, config.max_grad_norm)
         else:  # nothing was learned, but Muon's steps are of one size, however small the gradient
             optimizer.zero_grad()
         found.append({"kl": kl, "clipped": clipped, "grad_norm": norm})
     means = {name: float(np.mean([part[name] for part in found])) for name in found[0]}
-    return means | {"drift": moved}
+    return means | {"drift": drifted}
 
 
 def update_supervised(
@@ -146,17 +152,20 @@ def update_reconstructor(
     target: Float[np.ndarray, "row d_model"],
     config: UpdateConfig,
 ) -> dict[str, float]:
-    """Makes what is read off explanations more like their diffs: `ar_loss`, `ar_grad_norm`."""
-    total = 0.0
-    lengths = [len(text) for text in texts]
+    """Makes what is read off explanations more like their diffs: `ar_loss`, `ar_grad_norm`; nothing of no rows."""
+    loss_of_all, lengths = 0.0, [len(text) for text in texts]
+    (num_rows,) = summed([float(len(texts))], ar.device)
+    if not num_rows:
+        return {}
     for rows in _by_length(np.arange(len(texts)), lengths, config.rows_at_once):
         batch = ar.batch([records[i] for i in rows], [texts[i] for i in rows])
         goal = torch.from_numpy(target[rows]).float().to(ar.device)
         with config.precision(ar.device):
-            loss = ar(target=goal, **batch)["loss"] * (len(rows) / len(texts))
+            loss = ar(target=goal, **batch)["loss"] * (len(rows) / num_rows)
         loss.backward()
-        total += loss.item()
-    return {"ar_loss": total, "ar_grad_norm": _step(ar, optimizer, config.max_grad_norm)}
+        loss_of_all += loss.item()
+    (loss_of_all,) = summed([loss_of_all], ar.device)
+    return {"ar_loss": loss_of_all, "ar_grad_norm": _step(ar, optimizer, config.max_grad_norm)}
 
 
 def _gold_loss(
@@ -164,7 +173,7 @@ def _gold_loss(
 ) -> float:
     """Cross-entropy of gold explanations, its gradient added to what is there; without the weight."""
     lengths = [len(answer) + 1 for _, answer in gold]
-    total = torch.tensor(float(sum(lengths)), device=policy.device)
+    total = torch.tensor(summed([float(sum(lengths))], policy.device)[0], device=policy.device)
     loss = 0.0
     for rows in _by_length(np.arange(len(gold)), lengths, config.rows_at_once):
         batch = policy.prompts.collate([gold[i][0] for i in rows], [gold[i][1] for i in rows])
@@ -173,16 +182,17 @@ def _gold_loss(
             part = policy(num_items_in_batch=total, **inputs)["loss"]
         (weight * part).backward()
         loss += part.item()
-    return loss
+    return summed([loss], policy.device)[0]
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-    """An optimiser step; returns the norm of the gradient.
+    """An optimiser step on the sum of all processes' gradients; returns its norm.
 
     Raises:
         ValueError: It is not finite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sum_gradients(parameters)
     norm = float(clip_grad_norm_(parameters, max_grad_norm))
     if not np.isfinite(norm):
         raise ValueError(

@@ -125,7 +125,7 @@ def train_oracle(
         checkpoint_activations(oracle)
     with TemporaryDirectory() as scratch:
         checkpoints = Checkpoints((run_dir or Path(scratch)) / CHECKPOINTS)
-        tracking = [Tracking(config.tracker, run_dir, checkpoints.settings())] if run_dir else []
+        tracked = run_dir is not None and config.tracker != "none"
         trainer = OracleTrainer(
             oracle,
             partial(make_optimizer, config=config),
@@ -135,7 +135,7 @@ def train_oracle(
             config.patience,
             checkpoints,
             config.checkpoint_every,
-            tracking if config.tracker != "none" else [],
+            [Tracking(config.tracker, run_dir, checkpoints.settings())] if run_dir and tracked else [],
             args=training_arguments(oracle.device, config, seed, checkpoints.partial),
             train_dataset=dataset,
             data_collator=lambda groups: collate(oracle, groups),

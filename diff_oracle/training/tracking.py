@@ -28,12 +28,33 @@ def check_tracker(name: str) -> None:
         )
 
 
+def open_tracker(name: str, run_dir: Path, settings: dict[str, Any], step: int) -> GeneralTracker | None:
+    """A tracker, ready to log; None for `none`.
+
+    Args:
+        name: One of `TRACKERS`.
+        run_dir: The run's folder: tensorboard's files go into `tensorboard/`, those of wandb into `wandb/`.
+        settings: Shown by wandb beside the run.
+        step: Behind which a run begins or goes on.
+    """
+    if name == "none":
+        return None
+    tracker: GeneralTracker
+    if name == "tensorboard":
+        # What a killed run wrote behind its last checkpoint is written again, and hidden where it stands.
+        tracker = TensorBoardTracker("tensorboard", run_dir, purge_step=step + 1)
+    else:
+        tracker = WandBTracker(PROJECT, name=run_dir.name, group=run_dir.name, dir=str(run_dir), config=settings)
+    tracker.start()
+    return tracker
+
+
 class Tracking(TrainerCallback):
     """Hands every line of the log to a tracker: `train/loss`, `train/learning_rate`, …, `select/…`.
 
     Args:
-        name: One of `TRACKERS`, but not `none`.
-        run_dir: The run's folder: tensorboard's files go into `tensorboard/`, those of wandb into `wandb/`.
+        name: One of `TRACKERS`.
+        run_dir: The run's folder.
         settings: Shown by wandb beside the run.
     """
 
@@ -43,20 +64,8 @@ class Tracking(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Opens the tracker, in the first of several processes."""
-        if not state.is_world_process_zero:
-            return
-        if self._name == "tensorboard":
-            # What a killed run wrote behind its last checkpoint is written again, and hidden where it stands.
-            self._tracker = TensorBoardTracker("tensorboard", self._run_dir, purge_step=state.global_step + 1)
-        else:
-            self._tracker = WandBTracker(
-                PROJECT,
-                name=self._run_dir.name,
-                group=self._run_dir.name,
-                dir=str(self._run_dir),
-                config=self._settings,
-            )
-        self._tracker.start()
+        if state.is_world_process_zero:
+            self._tracker = open_tracker(self._name, self._run_dir, self._settings, state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any

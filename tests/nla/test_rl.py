@@ -22,9 +22,10 @@ from diff_oracle.nla.health import StopConfig, degenerate, draw_health, explanat
 from diff_oracle.nla.pair import DiffNLA
 from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig
 from diff_oracle.nla.reward import Judged, RewardConfig
-from diff_oracle.nla.rl import ReinforcementLearning, RlConfig
+from diff_oracle.nla.rl import ReinforcementLearning
 from diff_oracle.nla.rows import Rows, read_rows
 from diff_oracle.nla.sampler import sample
+from diff_oracle.nla.steps import RlConfig
 from diff_oracle.nla.updates import UpdateConfig, update_policy
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
@@ -47,7 +48,7 @@ TIMES = ("tokens_per_second", "share_sampling", "share_scoring", "share_updating
 SHORT: dict[str, Any] = {
     "reward": RewardConfig(length_penalty=0.1),
     "steps": 4, "diffs": 2, "group_size": 3, "max_new_tokens": 5, "min_spread": 0.0, "evaluations": 2,
-    "selection_rows": 4, "checkpoint_every": 1, "gate": False,
+    "selection_rows": 4, "checkpoint_every": 1, "gate": False, "tracker": "none",
 }  # fmt: skip
 NEVER = StopConfig(max_failed=2.0, max_kl=100.0, min_distinct=-1.0, max_dropped=2.0)
 
@@ -89,7 +90,7 @@ def made(run_dir: Path, **config: Any) -> tuple[ReinforcementLearning, DiffNLA]:
         return [Judged(claim * (i < len(samples) - 1), claim * (i < len(samples) - 1), n + int(ids[0]) % 7, False, 0, 0)
                 for i, (ids, n) in enumerate(zip(samples.ids, samples.lengths.tolist(), strict=True))]  # fmt: skip
 
-    run._judge = judged  # type: ignore[method-assign]
+    run._steps._judge = judged  # type: ignore[method-assign]
     return run, pair
 
 
@@ -226,14 +227,14 @@ def main(run_dir: str, step: str, threads: str) -> None:
     """A run that is killed in a step, when the policy has been updated and the reconstructor has not."""
     torch.set_num_threads(int(threads))  # sums depend on it
     run, _ = made(Path(run_dir), updates=UpdateConfig(learning_rate=1e-2, parts=2))
-    teach = run._teach_reading
+    teach = run._steps._teach_reading
 
     def die(*arguments: Any) -> Any:
         if run._step == int(step) - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return teach(*arguments)
 
-    run._teach_reading = die  # type: ignore[method-assign]
+    run._steps._teach_reading = die  # type: ignore[method-assign]
     run.fit()
 
 
