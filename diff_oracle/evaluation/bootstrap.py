@@ -44,3 +44,8 @@ class DocumentBootstrap:
         low, high = np.quantile(drawn, (0.025, 0.975))
         value = float(np.sum(numerator) / np.sum(denominator))
         return Estimate(value, float(low), float(high), len(numerator), self._num_docs)
+
+    def share(self, part: Float[np.ndarray, "row"], whole: Float[np.ndarray, "row"]) -> Estimate | None:
+        """`ratio` of what is no certain whole: None where it is not above zero in every draw, for then none is told."""
+        sums = np.bincount(self._cluster, weights=whole, minlength=self._num_docs)
+        return self.ratio(part, whole) if (self._times @ sums > 0).all() else None

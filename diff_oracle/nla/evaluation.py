@@ -44,6 +44,20 @@ GAINS = [
     ("AV: AR", "AV: AR of another seed"),
 ]
 """Of each the first rung less the second, where both are there; beside the AV's over the best diff-blind rung."""
+SHARES = [
+    ("AV, false claims removed: bag", "AV: bag"),
+    ("AV, false claims removed: AR", "AV: AR"),
+    ("AV: bag", "gold: bag"),
+    ("AV: AR", "gold: AR"),
+    (f"AV: {SECOND_AR}", f"gold: {SECOND_AR}"),
+    ("AV: bag", "AV: AR"),
+    (f"AV: {SECOND_AR}", "AV: AR"),
+    ("AV, paraphrased: AR", "AV: AR"),
+    ("AV, quotes stripped: AR", "AV: AR"),
+    ("AV, quotes only: AR", "AV: AR"),
+]
+"""Of each what the first rung is of the second: what true claims carry, the oracle's claims of what measured ones do,
+what is kept by readers that did not learn with this writer, and of claims in other words or with some left out."""
 
 
 @dataclass
@@ -149,7 +163,8 @@ def evaluate_pair(
     ladder.health("AV: bag", [len(av.vocabulary.encode((text,))) for text in texts], parsed)
     ladder.splice(subject, config.splice_rows, SPLICED)
     best_blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
-    lines = [*ladder.lines(), *ladder.gains([("AV: bag", best_blind), ("AV: AR", best_blind), *GAINS])]
+    gains = ladder.gains([("AV: bag", best_blind), ("AV: AR", best_blind), *GAINS])
+    lines = [*ladder.lines(), *gains, *ladder.shares(SHARES)]
     return Evaluated(lines, row_examples(ladder, av.vocabulary, parsed), ladder.fve("AV: bag"))
 
 

@@ -9,10 +9,11 @@ from diff_oracle.evaluation.report import score_text
 from diff_oracle.evaluation.verdict import Row
 from diff_oracle.nla.evaluation import AR, SECOND_AR
 from diff_oracle.nla.rungs import DIFF_BLIND
-from diff_oracle.nla.saved import SavedLadder
+from diff_oracle.nla.saved import GAIN, SHARE, SavedLadder
 
 BySite = dict[str, Row]
 KEPT, CODE_GAIN = "AV: bag - AV, false claims removed: bag", "gold: bag - rotated_codebook: bag"
+TRUE_ALONE = "AV, false claims removed: bag"
 STEP_GAINS = {
     "AV: bag, before - before": "the oracle's words",
     "gold: bag, before - before": "measured claims",
@@ -70,14 +71,14 @@ def _blind(ladder: SavedLadder) -> Iterator[Headline]:
     gains = {f"AV: bag - {rung}": rung for rung in DIFF_BLIND if f"AV: bag - {rung}" in ladder.gains}
     fve = ladder.of("fve", "AV: bag")
     for name, rung in gains.items():
-        gain, blind = ladder.of("fve_gain", name), ladder.of("fve", rung)
+        gain, blind = ladder.of(GAIN, name), ladder.of("fve", rung)
         answer = (
             f"Read by a bag-of-words regression, the oracle's claims explain {score_text(fve['all'])} of the diffs' "
             f"variance about their site's mean (FVE); the best that never saw the diff, {rung}, "
             f"{score_text(blind['all'])}. The gain is {score_text(gain['all'])}: {sign(gain['all'])}.{by_kind(gain)}"
         )
         lines = {"FVE of AV: bag": fve, f"FVE of {rung}": blind, f"gain over {rung}": gain}
-        trained = ladder.of("fve_gain", f"{_AV_AR} - {rung}")
+        trained = ladder.of(GAIN, f"{_AV_AR} - {rung}")
         if trained:
             answer += f" Read by the trained reconstructor it is {score_text(trained['all'])}: {sign(trained['all'])}."
             lines[f"gain of {_AV_AR} over {rung}"] = trained
@@ -104,24 +105,21 @@ def _truth(ladder: SavedLadder) -> Iterator[Headline]:
 
 
 def _kept(ladder: SavedLadder) -> Iterator[Headline]:
-    fve, true, loss = (
-        ladder.of("fve", "AV: bag"),
-        ladder.of("fve", "AV, false claims removed: bag"),
-        ladder.of("fve_gain", KEPT),
-    )
+    fve, true, loss = ladder.of("fve", "AV: bag"), ladder.of("fve", TRUE_ALONE), ladder.of(GAIN, KEPT)
     if not (fve and true and loss):
         return
     answer = (
         f"With its false claims struck out the oracle's FVE is {score_text(true['all'])}, with them "
-        f"{score_text(fve['all'])}: the true ones carry {_share(true['all'], fve['all'])} of it. "
+        f"{score_text(fve['all'])}: the true ones carry {_share(ladder, TRUE_ALONE, 'AV: bag')} of it. "
         f"The difference is {score_text(loss['all'])}: {sign(loss['all'])}."
     )
     lines = {"FVE of all claims": fve, "FVE of the true ones": true, "what the false ones add": loss}
+    lines |= _shares(ladder, TRUE_ALONE, "AV: bag")
     yield Headline("Is it the true claims that carry the reconstruction?", answer, lines)
 
 
 def _code(ladder: SavedLadder) -> Iterator[Headline]:
-    gain = ladder.of("fve_gain", CODE_GAIN)
+    gain = ladder.of(GAIN, CODE_GAIN)
     gold, code = ladder.of("fve", "gold: bag"), ladder.of("fve", "rotated_codebook: bag")
     if not (gain and gold and code):
         return
@@ -140,7 +138,7 @@ def _code(ladder: SavedLadder) -> Iterator[Headline]:
 
 
 def _step(ladder: SavedLadder) -> Iterator[Headline]:
-    gains = {shown: found for rung, shown in STEP_GAINS.items() if (found := ladder.of("fve_gain", rung))}
+    gains = {shown: found for rung, shown in STEP_GAINS.items() if (found := ladder.of(GAIN, rung))}
     before = ladder.of("fve", "before")
     if not (gains and before):
         return
@@ -170,17 +168,22 @@ def _readers(ladder: SavedLadder) -> Iterator[Headline]:
     gold, said = fve["gold: bag"]["all"], fve["AV: bag"]["all"]
     answer = (
         f"The bag-of-words reader, fitted to measured claims, gets {score_text(said)} from the oracle's claims, "
-        f"{_share(said, gold)} of the {score_text(gold)} that it gets from measured ones"
+        f"{_share(ladder, 'AV: bag', 'gold: bag')} of the {score_text(gold)} that it gets from measured ones"
     )
+    lines = {f"FVE of {rung}": rows for rung, rows in fve.items()} | _shares(ladder, "AV: bag", "gold: bag")
     for reader, name in ((AR, "the trained reconstructor"), (SECOND_AR, "one of another seed")):
-        if f"AV: {reader}" in fve:
-            trained = fve[f"AV: {reader}"]["all"]
-            answer += f"; {name} {score_text(trained)}, {_share(trained, fve[f'gold: {reader}']['all'])} of its own"
-    yield Headline(
-        "How near do the oracle's claims come to measured ones, and to other readers?",
-        f"{answer}.",
-        {f"FVE of {rung}": rows for rung, rows in fve.items()},
-    )
+        if f"AV: {reader}" in fve and f"gold: {reader}" in fve:
+            pair = f"AV: {reader}", f"gold: {reader}"
+            answer += f"; {name} {score_text(fve[pair[0]]['all'])}, {_share(ladder, *pair)} of its own"
+            lines |= _shares(ladder, *pair)
+    answer += f".{_by_kind_of_site(lines.get('AV: bag / gold: bag', {}))}"
+    others = {rung: shown for rung, shown in _OTHER_READERS.items() if rung in fve and _AV_AR in fve}
+    if others:
+        kept = "; ".join(f"{shown} keeps {_share(ladder, rung, _AV_AR)}" for rung, shown in others.items())
+        answer += f" Of what the trained reconstructor gets from the oracle's claims, {kept}."
+    for rung in others:
+        lines |= _shares(ladder, rung, _AV_AR)
+    yield Headline("How near do the oracle's claims come to measured ones, and to other readers?", answer, lines)
 
 
 def _kl(ladder: SavedLadder) -> Iterator[Headline]:
@@ -200,8 +203,32 @@ def _kl(ladder: SavedLadder) -> Iterator[Headline]:
 
 
 _AV_AR = f"AV: {AR}"
+_OTHER_READERS = {"AV: bag": "the bag-of-words reader", f"AV: {SECOND_AR}": "one of another seed"}
 
 
-def _share(part: Row, whole: Row) -> str:
-    """Of one value in another; there is none of a value that is not above zero."""
-    return f"{part['value'] / whole['value']:.0%}" if whole["value"] > 0 else "no share"
+def _shares(ladder: SavedLadder, part: str, whole: str) -> dict[str, BySite]:
+    """What one rung's FVE is of another's, by kind of site, under its name; empty where the ladder does not say."""
+    name = f"{part} / {whole}"
+    return {name: found} if (found := ladder.of(SHARE, name)) else {}
+
+
+def _share(ladder: SavedLadder, part: str, whole: str) -> str:
+    """The same over all sites, in words; without its interval where the ladder has none.
+
+    There is no share of a value that is not told from zero.
+    """
+    for found in _shares(ladder, part, whole).values():
+        if "all" in found:
+            return _percent(found["all"])
+    parts = [ladder.of("fve", rung)["all"] for rung in (part, whole)]
+    return f"{parts[0]['value'] / parts[1]['value']:.0%}" if parts[1]["ci_low"] > 0 else "no share"
+
+
+def _percent(row: Row) -> str:
+    return f"{row['value']:.0%} [{row['ci_low']:.0%}, {row['ci_high']:.0%}]"
+
+
+def _by_kind_of_site(shares: BySite) -> str:
+    """Shares at each kind of site, where there are several."""
+    shown = [f"{_percent(row)} for {group}" for group, row in shares.items() if group != "all"]
+    return f" By kind of site it is {', '.join(shown)}." if len(shares) > 2 else ""

@@ -148,6 +148,22 @@ class Ladder:
                     result.append(_line(f"{rung} - {over}", group, "fve_gain", estimate))
         return result
 
+    def shares(self, pairs: Sequence[tuple[str, str]]) -> list[Line]:
+        """FVE (of the site's mean) of one rung as a share of another's, on the same rows; where both are there.
+
+        A kind of site where the second is not above zero in every resample has no line.
+        """
+        denominator = spread(self.rows.target, self.means.at(self.rows.sites))
+        explained = {rung: denominator - errors.error for rung, errors in self.errors.items()}
+        result = []
+        for part, whole in pairs:
+            if part in explained and whole in explained:
+                for group, mask in self._groups():
+                    estimate = self._bootstrap(mask).share(explained[part][mask], explained[whole][mask])
+                    if estimate is not None:
+                        result.append(_line(f"{part} / {whole}", group, "fve_share", estimate))
+        return result
+
     def _kl_lines(self, group: str, mask: Bool[np.ndarray, "row"]) -> list[Line]:
         """KL of what was spliced, in nats, and the share of what no diff loses that it recovers."""
         result: list[Line] = []
@@ -188,8 +204,8 @@ class Ladder:
             "coverage": ("named", "wanted"),
             "quotes": ("quoted", "made"),
         }.items():
-            if counts[whole].sum():
-                lines.append(_line(rung, group, metric, bootstrap.ratio(counts[part], counts[whole])))
+            if (share := bootstrap.share(counts[part], counts[whole])) is not None:
+                lines.append(_line(rung, group, metric, share))
         return lines
 
     def _groups(self) -> list[tuple[str, Bool[np.ndarray, "row"]]]:

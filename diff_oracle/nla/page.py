@@ -17,7 +17,7 @@ from diff_oracle.evaluation.verdict import Row
 from diff_oracle.nla.headlines import Headline, headlines
 from diff_oracle.nla.naming import MEANINGS, RungName, grouped
 from diff_oracle.nla.plots import MAX_RUNS, key_of_runs, ladder_forest
-from diff_oracle.nla.saved import DENOMINATOR, GAIN, SavedLadder
+from diff_oracle.nla.saved import DENOMINATOR, GAIN, SHARE, SavedLadder
 
 METRICS = {
     "fve": "FVE: 1 - mean square error / variance about the mean of the diff's own site in training",
@@ -60,6 +60,7 @@ class LadderView:
         table: (rung, kind of sites, metric -> row), every one there is.
         denominators: Kind of sites -> denominator -> row.
         gains: Difference of two rungs -> kind of sites -> row.
+        shares: What one rung's FVE is of another's -> kind of sites -> row.
     """
 
     ladder: SavedLadder
@@ -71,6 +72,7 @@ class LadderView:
     table: list[tuple[RungName, str, dict[str, Row]]]
     denominators: dict[str, dict[str, Row]]
     gains: dict[str, dict[str, Row]]
+    shares: dict[str, dict[str, Row]]
 
     @property
     def config(self) -> str:
@@ -114,7 +116,7 @@ def _view(ladder: SavedLadder, anchor: str) -> LadderView:
         facts=facts(ladder.run),
         headlines=headlines(ladder),
         figures=_figures(f"{anchor}-", [ladder]),
-        metrics=[*(name for name in METRICS if name in found), *sorted(found - set(METRICS) - {GAIN})],
+        metrics=[*(name for name in METRICS if name in found), *sorted(found - set(METRICS) - {GAIN, SHARE})],
         table=[
             (rung, group, rows[rung.name, group])
             for group in ladder.groups
@@ -122,7 +124,8 @@ def _view(ladder: SavedLadder, anchor: str) -> LadderView:
             if (rung.name, group) in rows
         ],
         denominators=_denominators(ladder),
-        gains={name: ladder.of("fve_gain", name) for name in ladder.gains},
+        gains={name: ladder.of(GAIN, name) for name in ladder.gains},
+        shares={name: ladder.of(SHARE, name) for name in ladder.shares},
     )
 
 
@@ -151,7 +154,9 @@ def _figures(prefix: str, ladders: Sequence[SavedLadder]) -> dict[str, Markup]:
 
 
 def _compared(views: Sequence[LadderView]) -> list[tuple[str, str, list[Row | None]]]:
-    """(question, what answers it, its row of all sites in each run)."""
+    """(question, what answers it, its row of all sites in each run; None where it has none)."""
     keys = dict.fromkeys((h.question, name) for view in views for h in view.headlines for name in h.lines)
-    found = [{(h.question, name): of["all"] for h in view.headlines for name, of in h.lines.items()} for view in views]
+    found = [
+        {(h.question, name): of.get("all") for h in view.headlines for name, of in h.lines.items()} for view in views
+    ]
     return [(question, name, [of.get((question, name)) for of in found]) for question, name in keys]

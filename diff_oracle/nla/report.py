@@ -15,9 +15,11 @@ from diff_oracle.nla.evaluation import AR, SECOND_AR
 from diff_oracle.nla.headlines import headlines
 from diff_oracle.nla.naming import grouped
 from diff_oracle.nla.rungs import DIFF_BLIND
-from diff_oracle.nla.saved import SavedLadder
+from diff_oracle.nla.saved import DENOMINATOR, GAIN, SHARE, SavedLadder
 from diff_oracle.subject.sites import DiffSite
 
+PAIRED = {GAIN: "gain in FVE, paired", SHARE: "share of FVE, paired"}
+"""What a ladder says of two rungs on the same rows."""
 COLUMNS = ("fve", "fve_global", "cosine", "kl_recovered", "true_claims", "coverage")
 MAIN_RUNGS = (
     *DIFF_BLIND,
@@ -34,24 +36,26 @@ MAIN_GROUPS = ("all", "heads", "layers")
 
 
 def print_ladder(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Prints every rung over all sites, and the gains between rungs by kind of site."""
+    """Prints every rung over all sites, and what rungs gain over others, or are of others, by kind of site."""
     by_rung: dict[str, dict[str, Mapping[str, Any]]] = {}
     groups = list(dict.fromkeys(line["site_group"] for line in lines))
     for line in lines:
-        if line["site_group"] == "all" and line["metric"] != "fve_gain" and line["rung"] != "denominator":
+        if line["site_group"] == "all" and line["metric"] not in (GAIN, SHARE) and line["rung"] != DENOMINATOR:
             by_rung.setdefault(line["rung"], {})[line["metric"]] = line
     table = Table("rung", *COLUMNS, *(f"fve {group}" for group in groups if group != "all"), title="all sites, 95 % CI")
     fve = {(line["rung"], line["site_group"]): line for line in lines if line["metric"] == "fve"}
     for rung, of_rung in by_rung.items():
         by_group = [_shown(fve.get((rung, group))) for group in groups if group != "all"]
         table.add_row(rung, *(_shown(of_rung.get(metric)) for metric in COLUMNS), *by_group)
-    gains = Table("gain in FVE", *groups)
-    found = {(line["rung"], line["site_group"]): line for line in lines if line["metric"] == "fve_gain"}
-    for rung in dict.fromkeys(rung for rung, _ in found):
-        gains.add_row(rung, *(_shown(found.get((rung, group)), interval=True) for group in groups))
     console = Console()
     console.print(table)
-    console.print(gains)
+    for metric, title in PAIRED.items():
+        found = {(line["rung"], line["site_group"]): line for line in lines if line["metric"] == metric}
+        paired = Table(title, *groups)
+        for rung in dict.fromkeys(rung for rung, _ in found):
+            paired.add_row(rung, *(_shown(found.get((rung, group)), interval=True) for group in groups))
+        if found:
+            console.print(paired)
 
 
 def _shown(line: Mapping[str, Any] | None, interval: bool = False) -> str:
@@ -70,14 +74,16 @@ def print_headlines(ladders: Sequence[SavedLadder]) -> None:
 
 
 def markdown_ladder(ladder: SavedLadder) -> str:
-    """The main rungs and the gains for a README; folded away, every rung and kind of site."""
+    """The main rungs, gains and shares for a README; folded away, every rung and kind of site."""
     main = [name for name in MAIN_RUNGS if name in ladder.rungs and name != "site mean"]
     groups = [group for group in MAIN_GROUPS if group in ladder.groups]
     columns = [("fve", group, f"FVE, {'all sites' if group == 'all' else group}") for group in groups]
     columns += [(name, "all", name) for name in ("true_claims", "coverage", "kl_recovered")]
-    gains = [["gain in FVE, paired", *groups]]
-    gains += [
-        [name, *(score_text(ladder.of("fve_gain", name).get(group)) for group in groups)] for name in ladder.gains
+    paired = [
+        [[PAIRED[metric], *groups]]
+        + [[name, *(score_text(ladder.of(metric, name).get(group)) for group in groups)] for name in names]
+        for metric, names in ((GAIN, ladder.gains), (SHARE, ladder.shares))
+        if names
     ]
     every = [("fve", group, f"FVE, {group}") for group in ladder.groups]
     every += [
@@ -87,7 +93,7 @@ def markdown_ladder(ladder: SavedLadder) -> str:
     return "\n\n".join(
         [
             markdown(_rung_lines(ladder, main, columns)),
-            markdown(gains),
+            *map(markdown, paired),
             "<details><summary>Every rung and kind of site, with intervals</summary>",
             markdown(_rung_lines(ladder, all_rungs, every)),
             f"{_denominators(ladder)}\n\n</details>",

@@ -12,7 +12,7 @@ from diff_oracle.evaluation.verdict import Row
 
 _TEXT, _NUMBERS = ("rung", "site_group", "metric"), ("value", "ci_low", "ci_high", "n", "n_docs")
 _EXAMPLE = {"site": str, "context": str, "said": list, "other_lines": list, "measured": list, "cosine": float}
-GAIN, DENOMINATOR = "fve_gain", "denominator"
+GAIN, SHARE, DENOMINATOR = "fve_gain", "fve_share", "denominator"
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,19 @@ class SavedLadder:
 
     @property
     def rungs(self) -> list[str]:
-        """In the order of the file; differences of two are none."""
-        others = (row["rung"] for row in self.run.rows if row["metric"] != GAIN)
+        """In the order of the file; differences and shares of two are none."""
+        others = (row["rung"] for row in self.run.rows if row["metric"] not in (GAIN, SHARE))
         return [rung for rung in dict.fromkeys(others) if rung != DENOMINATOR]
 
     @property
     def gains(self) -> list[str]:
         """Differences of two rungs, `a - b`."""
         return list(dict.fromkeys(row["rung"] for row in self.run.rows if row["metric"] == GAIN))
+
+    @property
+    def shares(self) -> list[str]:
+        """What one rung's FVE is of another's, `a / b`; files of earlier versions have none."""
+        return list(dict.fromkeys(row["rung"] for row in self.run.rows if row["metric"] == SHARE))
 
     @property
     def among(self) -> int | None:

@@ -36,3 +36,15 @@ def test_equal_scores_have_a_paired_difference_of_exactly_zero() -> None:
     bootstrap = DocumentBootstrap([f"d{i // 5}" for i in range(50)], 100, np.random.default_rng(1))
     difference = bootstrap.estimate(values - values)
     assert difference.ci_low == difference.ci_high == 0
+
+
+def test_there_is_no_share_of_what_a_draw_finds_not_to_be_there() -> None:
+    doc_ids, rng = [f"d{i // 5}" for i in range(100)], np.random.default_rng(0)
+    whole = np.ones(100)
+    bootstrap = DocumentBootstrap(doc_ids, 200, np.random.default_rng(1))
+    part = rng.random(100)
+    assert bootstrap.share(part, whole) == bootstrap.estimate(part)
+    rare = np.zeros(100)
+    rare[:5] = 1.0  # a third of all draws are without this document
+    assert bootstrap.share(part, rare) is None
+    assert bootstrap.share(part, whole - 1.5) is None

@@ -17,6 +17,10 @@ GAINS = {
     "AV: bag - before": 0.2, "gold: bag - rotated_codebook: bag": -0.01, "AV: bag, before - before": 0.15,
     "rotated_codebook: bag, before - before": 0.2, "AV: bag - AV, false claims removed: bag": 0.1,
 }  # fmt: skip
+SHARES = {
+    "AV, false claims removed: bag / AV: bag": 0.75, "AV: bag / gold: bag": 0.8, "AV: AR / gold: AR": 0.75,
+    "AV: bag / AV: AR": 0.89, "AV: AR of another seed / AV: AR": 0.93,
+}  # fmt: skip
 CLAIMS = {"AV: bag": (0.7, 0.4), "text: explained": (0.1, 0.05)}
 KL = {
     "true diff": 1.0, "no diff": 0.0, "gold: bag": 0.8, "AV: bag": 0.6, "before": 0.7,
@@ -43,6 +47,7 @@ def make_lines(groups: Mapping[str, float] | None = None) -> Lines:
         for rung, (true, coverage) in CLAIMS.items():
             lines += [make_line(rung, "true_claims", true, group), make_line(rung, "coverage", coverage, group)]
         lines += [make_line(rung, "fve_gain", value + more, group) for rung, value in GAINS.items()]
+        lines += [make_line(rung, "fve_share", value + more, group) for rung, value in SHARES.items()]
     return lines
 
 

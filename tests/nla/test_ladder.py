@@ -7,6 +7,7 @@ from diff_oracle.nla.ladder import Ladder, Line, random_errors
 from diff_oracle.nla.metrics import Means, cosine, spread
 from diff_oracle.nla.rows import other_documents
 from diff_oracle.nla.rungs import only_quotes, without_quotes
+from diff_oracle.randomness import keyed_rng
 from diff_oracle.tasks.claims import Claim
 from diff_oracle.tasks.truth import Measured
 from tests.nla.made import made_rows
@@ -57,6 +58,39 @@ def test_a_gain_is_paired() -> None:
     assert 0 < gain.ci_low < gain.ci_high  # small, but the same sign at every row
     wide = line(steps.lines(), "better", "fve")
     assert gain.ci_high - gain.ci_low < (wide.ci_high - wide.ci_low) / 3
+
+
+def test_a_share_is_of_the_same_drawn_documents() -> None:
+    """Document by document, draw by draw, as slowly as it is said."""
+    steps = ladder()
+    noise = np.random.default_rng(0).standard_normal((2, *ROWS.target.shape))
+    steps.add("part", ROWS.target + 0.5 * noise[0])
+    steps.add("whole", ROWS.target + 0.3 * noise[1])
+    steps.add("nothing", MEANS.at(ROWS.sites) + 1e-3 * noise[1])
+    found = steps.shares([("part", "whole"), ("part", "nothing"), ("part", "not there")])
+    assert [(x.rung, x.metric, x.site_group) for x in found] == [
+        ("part / whole", "fve_share", group) for group in ("all", "heads", "layers")
+    ]
+    lost = {
+        rung: [np.mean((row - ROWS.target[i]) ** 2) for i, row in enumerate(x)] for rung, x in steps.rebuilt.items()
+    }
+    there = [np.mean((ROWS.target[i] - mean) ** 2) for i, mean in enumerate(MEANS.at(ROWS.sites))]
+
+    def fve(rung: str, rows: list[int]) -> float:
+        return float(1 - sum(lost[rung][i] for i in rows) / sum(there[i] for i in rows))
+
+    for share in found:
+        rows = [i for i, group in enumerate(ROWS.groups) if share.site_group in ("all", group)]
+        of_doc: dict[str, list[int]] = {}
+        for i in rows:
+            of_doc.setdefault(ROWS.records[i].doc_id, []).append(i)
+        times = keyed_rng(0, "bootstrap").multinomial(len(of_doc), [1 / len(of_doc)] * len(of_doc), size=300)
+        draws = []
+        for of_draw in times:
+            drawn = [i for doc, n in zip(sorted(of_doc), of_draw, strict=True) for i in n * of_doc[doc]]
+            draws.append(fve("part", drawn) / fve("whole", drawn))
+        assert share.value == pytest.approx(fve("part", rows) / fve("whole", rows))
+        assert (share.ci_low, share.ci_high) == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))))
 
 
 def test_claims_are_counted_as_they_are_true() -> None:

@@ -51,18 +51,22 @@ def test_every_number_is_in_the_table(single: Page) -> None:
     assert header[:3] == ["rung", "kind", "sites"] and set(header[3:-1]) <= set(METRICS)
     shown = {(row[0], row[2], metric): cell for row in rows for metric, cell in zip(header[3:], row[3:], strict=False)}
     for line in make_lines():
-        if line["rung"] != "denominator" and line["metric"] != "fve_gain":
+        if line["rung"] != "denominator" and line["metric"] not in ("fve_gain", "fve_share"):
             cell = shown[line["rung"], line["site_group"], line["metric"]]
             assert cell == f"{line['value']:.3f} [{line['ci_low']:.3f}, {line['ci_high']:.3f}]"
-    assert len(rows) == len({(x["rung"], x["site_group"]) for x in make_lines() if " - " not in x["rung"]}) - 3
+    assert (
+        len(rows) == len({(x["rung"], x["site_group"]) for x in make_lines() if not re.search(" [-/] ", x["rung"])}) - 3
+    )
 
 
-def test_denominators_and_gains_have_tables_of_their_own(single: Page) -> None:
+def test_denominators_gains_and_shares_have_tables_of_their_own(single: Page) -> None:
     assert single.table("denominators")[1] == [
         "all", "0.800 [0.780, 0.820]", "0.900 [0.880, 0.920]", "2.000 [1.980, 2.020]"
     ]  # fmt: skip
     gains = {row[0]: row[1:] for row in single.table("gains in FVE")[1:]}
     assert gains["AV: bag - before"] == ["0.200 [0.180, 0.220]", "0.250 [0.230, 0.270]", "0.010 [-0.010, 0.030]"]
+    shares = {row[0]: row[1:] for row in single.table("shares of FVE")[1:]}
+    assert shares["AV: bag / gold: bag"] == ["0.800 [0.780, 0.820]", "0.850 [0.830, 0.870]", "0.610 [0.590, 0.630]"]
 
 
 def test_a_claim_is_marked_by_its_truth(single: Page) -> None:

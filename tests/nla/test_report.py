@@ -27,13 +27,32 @@ def test_every_question_is_answered_with_intervals(ladder: SavedLadder) -> None:
     assert "above zero for heads; not told from zero for layers" in blind
     assert "true on the model is 0.700 [0.680, 0.720]" in truth and "among the 50 most raised" in truth
     assert "From the text alone it would be 0.100 [0.080, 0.120] and 0.050 [0.030, 0.070]" in truth
-    assert "the true ones carry 75% of it. The difference is 0.100 [0.080, 0.120]: above zero" in kept
+    assert "the true ones carry 75% [73%, 77%] of it. The difference is 0.100 [0.080, 0.120]: above zero" in kept
     assert "-0.010 [-0.030, 0.010]: a code without meaning does as well" in code
     assert "the oracle's words add 0.150 [0.130, 0.170], above zero" in step
     assert "words without meaning add 0.200 [0.180, 0.220], above zero" in step
     assert "above zero for heads; below zero for layers" in step
-    assert "80% of the 0.500 [0.480, 0.520]" in readers and "one of another seed 0.420" in readers
+    assert "80% [78%, 82%] of the 0.500 [0.480, 0.520]" in readers and "one of another seed 0.420" in readers
+    assert "By kind of site it is 85% [83%, 87%] for heads, 61% [59%, 63%] for layers." in readers
+    assert "the bag-of-words reader keeps 89% [87%, 91%]; one of another seed keeps 93% [91%, 95%]." in readers
     assert "leaves 0.750 [0.730, 0.770]" in kl
+
+
+def test_a_ladder_without_shares_gives_them_without_intervals(tmp_path: Path) -> None:
+    lines = [line for line in make_lines() if line["metric"] != "fve_share"]
+    (read,) = load_ladders([make_ladder(tmp_path / "older", lines)])
+    _, _, kept, _, _, readers, _ = (headline.answer for headline in headlines(read))
+    assert "the true ones carry 75% of it" in kept and "the bag-of-words reader keeps 89%;" in readers
+    assert "share of FVE" not in markdown_ladder(read)
+    close = [line | {"ci_low": -0.01} if line["rung"] == "AV: bag" else line for line in lines]
+    (read,) = load_ladders([make_ladder(tmp_path / "close", close)])
+    assert "the true ones carry no share of it" in headlines(read)[2].answer
+
+
+def test_a_share_that_only_a_kind_of_site_has_is_shown_there(tmp_path: Path) -> None:
+    lines = [line for line in make_lines() if (line["metric"], line["site_group"]) != ("fve_share", "all")]
+    folders = [make_ladder(tmp_path / name, lines) for name in ("a", "b")]
+    assert "0.850 [0.830, 0.870]" in render_ladders(load_ladders(folders))
 
 
 @pytest.mark.parametrize(("gain", "said"), [(0.1, "meaning adds"), (-0.1, "does better"), (0.0, "does as well")])
@@ -77,6 +96,7 @@ def test_markdown_shows_main_rungs_and_gains_and_folds_the_rest(ladder: SavedLad
         "0.400 [0.380, 0.420]", "0.600 [0.580, 0.620]",
     ]  # fmt: skip
     assert cells["AV: bag - before"] == ["0.200 [0.180, 0.220]", "0.250 [0.230, 0.270]", "0.010 [-0.010, 0.030]"]
+    assert cells["AV: bag / gold: bag"] == ["0.800 [0.780, 0.820]", "0.850 [0.830, 0.870]", "0.610 [0.590, 0.630]"]
     assert "AV, shuffled: bag" not in shown and "| AV, shuffled: bag | -0.400 [-0.420, -0.380] |" in folded
     assert "about the site's mean 0.800 [0.780, 0.820]" in folded and folded.endswith("</details>")
 
