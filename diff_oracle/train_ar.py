@@ -27,7 +27,7 @@ from diff_oracle.nla.report import print_ladder
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.nla.rungs import beyond, fit_before
 from diff_oracle.nla.runs import FOLDERS, PAIR
-from diff_oracle.nla.training import ReadingConfig, train_reconstructor
+from diff_oracle.nla.training import ReadingConfig, skipped_steps, train_reconstructor
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
@@ -83,7 +83,7 @@ def run(config: TrainArConfig) -> float:
     av, named, dataset_dir = _load(config, device)
     dataset = open_dataset(dataset_dir, av.identity.weights_hash, av.identity.tokenizer_hash)
     splits = Splits.read(dataset, config.ladder, named, av, config.seed)
-    readers = _train_readers(config, splits, av, device) if config.reader == "transformer" else {}
+    readers, skipped = _train_readers(config, splits, av, device) if config.reader == "transformer" else ({}, {})
     for name, reader in readers.items():
         if name == AR:
             DiffNLA(av, reader, named).save(run_dir / PAIR)
@@ -100,6 +100,7 @@ def run(config: TrainArConfig) -> float:
         "oracle": str(Path(config.oracle).resolve()),
         "dataset": str(dataset_dir.resolve()),
         "rows": {name: len(rows) for name, rows in vars(splits).items()},
+        "skipped_steps": skipped,
         "named": asdict(named),
         "config": asdict(config),
     }
@@ -107,6 +108,9 @@ def run(config: TrainArConfig) -> float:
     for folder in FOLDERS.values():
         Checkpoints(run_dir / folder / CHECKPOINTS).delete()
     print_ladder(lines)
+    for name, number in skipped.items():
+        if number:
+            print(f"{name}: {number} of {config.training.steps} training steps were left out, as they were not finite")
     return found.fve
 
 
@@ -132,8 +136,14 @@ def _load(config: TrainArConfig, device: str) -> tuple[Oracle, ExplanationConfig
     return Oracle.from_pretrained(source / "oracle", device), named, dataset
 
 
-def _train_readers(config: TrainArConfig, splits: Splits, av: Oracle, device: str) -> dict[str, Reconstructor]:
-    """The reconstructor, one of another seed, and one that is shown the context's text and no explanation."""
+def _train_readers(
+    config: TrainArConfig, splits: Splits, av: Oracle, device: str
+) -> tuple[dict[str, Reconstructor], dict[str, int]]:
+    """The reconstructor, one of another seed, and one that is shown the context's text and no explanation.
+
+    Returns:
+        Them, and how many training steps of each were left out.
+    """
     train, select, few = splits.train, splits.select, max(1, len(splits.select) // 10)
     if config.ar.target == "residual":
         before = fit_before(train, select)
@@ -146,17 +156,18 @@ def _train_readers(config: TrainArConfig, splits: Splits, av: Oracle, device: st
     jobs = [(AR, config.ar, gold, config.reading, config.seed)]
     jobs += [(SECOND_AR, config.ar, gold, config.reading, config.seed + 1)] if config.second_seed else []
     jobs += [(CONTEXT_AR, replace(config.ar, before="text"), none, blind, config.seed)]
-    readers = {}
+    readers, skipped = {}, {}
     for name, kind, claims, reading, seed in jobs:
         logger.info("training: %s", name)
         torch.manual_seed(seed)  # the adapter's start; every other draw is keyed
         readers[name] = Reconstructor.create(av.base, kind, device)
         folder = Path(config.run_dir or ".") / FOLDERS[name]
         settings = {"reading": asdict(reading), "ar": asdict(kind), "training": asdict(config.training), "seed": seed}
-        train_reconstructor(
+        history = train_reconstructor(
             readers[name], train, select, claims, config.training, reading, seed, folder, shared | settings
         )
-    return readers
+        skipped[name] = skipped_steps(history)
+    return readers, skipped
 
 
 main = entry_point("train_ar", TrainArConfig, run)

@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
 from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig, truncate
 from diff_oracle.nla.rows import Rows
-from diff_oracle.nla.training import METRIC, ReadingConfig, ReadingDataset, train_reconstructor
+from diff_oracle.nla.training import METRIC, ReadingConfig, ReadingDataset, skipped_steps, train_reconstructor
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.records import Record
 from diff_oracle.subject.loading import SubjectConfig
 from diff_oracle.tasks.claims import Claim, parse, write
 from diff_oracle.tasks.text import Text
-from diff_oracle.training.sft import TrainingConfig
+from diff_oracle.training.sft import TrainingConfig, make_optimizer
 from diff_oracle.training.trainer import OracleTrainer
 from tests.helpers import ARCHITECTURES, diff_at, random_loaded
 from tests.tasks.made import VOCABULARY
@@ -120,15 +121,20 @@ def made_record(vector: np.ndarray, doc_id: str) -> Record:
     return Record("L1", 1, (1, 300), vector, np.ones_like(vector), doc_id, {})
 
 
-def trained(folder: Path, steps: int, **reading: float) -> tuple[Reconstructor, list]:  # type: ignore[type-arg]
-    model = made()
-    rows = readable_rows(model, 64)
-    config = TrainingConfig(
+def config_of(steps: int) -> TrainingConfig:
+    return TrainingConfig(
         steps=steps, batch_size=8, warmup_steps=2, evaluations=2, checkpoint_every=7, tracker="none", learning_rate=1e-2
     )
+
+
+def trained(folder: Path, steps: int, poisoned: tuple[int, ...] = (), **reading: float) -> tuple[Reconstructor, list]:  # type: ignore[type-arg]
+    """A trained model and the log; of poisoned rows the loss is more than a float can hold."""
+    model = made()
+    rows, select = readable_rows(model, 64), readable_rows(model, 64)
+    rows.target[list(poisoned)] = 1e25
     claims = (rows.gold, rows.gold)
-    history = train_reconstructor(model, rows, rows, claims, config, ReadingConfig(**reading), 0, folder)
-    return model, history
+    config, varied = config_of(steps), ReadingConfig(**reading)
+    return model, train_reconstructor(model, rows, select, claims, config, varied, 0, folder)
 
 
 def test_it_learns_to_read(tmp_path: Path) -> None:
@@ -138,8 +144,11 @@ def test_it_learns_to_read(tmp_path: Path) -> None:
     assert scores[-1] > 0.3  # of four equally likely meanings
 
 
-def test_an_interrupted_training_ends_as_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, history = trained(tmp_path / "whole", steps=16)
+@pytest.mark.parametrize("poisoned", [(), (3, 60)], ids=["sound", "with steps left out"])
+def test_an_interrupted_training_ends_as_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: tuple[int, ...]
+) -> None:
+    whole, history = trained(tmp_path / "whole", 16, poisoned)
     step = OracleTrainer.training_step
 
     def stop(self: OracleTrainer, *arguments: object) -> object:
@@ -149,12 +158,60 @@ def test_an_interrupted_training_ends_as_a_whole_one(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(OracleTrainer, "training_step", stop)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", steps=16)
+        trained(tmp_path / "cut", 16, poisoned)
     monkeypatch.undo()
-    again, again_history = trained(tmp_path / "cut", steps=16)
+    again, again_history = trained(tmp_path / "cut", 16, poisoned)
     assert again_history == history
+    assert (skipped_steps(history) > 0) == bool(poisoned)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    """The same steps by hand, without those that hold the poisoned row."""
+    poisoned = (3,)
+    got, history = trained(tmp_path, 16, poisoned)
+    model, config = made(), config_of(16)
+    rows = readable_rows(model, 64)
+    dataset = ReadingDataset(rows.gold, ReadingConfig(), 16 * 8, seed=0)
+    batches = [[dataset[i] for i in range(8 * step, 8 * step + 8)] for step in range(16)]
+    model.calibrate([rows.records[row] for row, _ in batches[0]], [text for _, text in batches[0]])
+    optimizer = make_optimizer(model, config)
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, 16)
+    losses: list[float] = []
+    for batch in batches:
+        numbers = [row for row, _ in batch]
+        if not set(poisoned) & set(numbers):
+            inputs = model.batch([rows.records[row] for row in numbers], [text for _, text in batch])
+            loss = model.train()(torch.from_numpy(rows.target[numbers]).float(), **inputs)["loss"]
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        schedule.step()
+    assert skipped_steps(history) == 16 - len(losses) == 2  # once a pass
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(got.state_dict()[name], value)
+    assert all(np.isfinite(value) for line in history for value in line.values())
+    assert [line["loss"] for line in history if "loss" in line] == pytest.approx(losses)  # a line a step
+
+
+@pytest.mark.parametrize("rows", [range(64), range(0)], ids=["loss", "gradient"])
+def test_a_training_that_is_never_finite_ends_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: range
+) -> None:
+    if not rows:
+        step = OracleTrainer.training_step
+
+        def lose(self: OracleTrainer, *arguments: object) -> torch.Tensor:
+            loss = step(self, *arguments)  # type: ignore[arg-type]
+            self._oracle.head.weight.grad[0, 0] = torch.inf  # type: ignore[index, union-attr]
+            return loss
+
+        monkeypatch.setattr(OracleTrainer, "training_step", lose)
+    with pytest.raises(ValueError, match=r"not finite in 10 steps in a row, to 10: lower training\.learning_rate"):
+        trained(tmp_path, 16, tuple(rows))
 
 
 def test_what_is_read_is_varied_but_says_nothing_else() -> None:
