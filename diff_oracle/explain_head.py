@@ -4,7 +4,8 @@
     python -m diff_oracle.explain_head oracle=runs/demo head=L2 corpus=text_files corpus.path=FOLDER rank=skip_kl
 
 Reads documents of a split, by default one that training did not see, at drawn positions. Prints a summary; the run
-directory gets summary.json and what `diff_oracle.explain` writes.
+directory gets summary.json and what `diff_oracle.explain` writes. Killed, the same command with the run directory that
+it had named goes on.
 """
 
 from __future__ import annotations
@@ -13,33 +14,29 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
 from data_gen.corpus import CorpusConfig, iter_documents
 from data_gen.sampling import SamplingConfig, SitesConfig, document_windows
 from diff_oracle.cli import entry_point
-from diff_oracle.explain.__main__ import load_explainer, write
-from diff_oracle.explain.answering import AUTO
 from diff_oracle.explain.asking import Explainer, Query
-from diff_oracle.explain.explanations import RANKS, ExplainedText, Explanations
+from diff_oracle.explain.config import AskingConfig
+from diff_oracle.explain.explanations import ExplainedText
 from diff_oracle.explain.measured import shown_tokens
+from diff_oracle.explain.running import begin, explain_to_disk, write
 from diff_oracle.explain.summary import SiteSummary, summarise
-from diff_oracle.explain.table import one_line, visible
+from diff_oracle.explain.table import carried, one_line, visible
 from diff_oracle.records import SPLITS, split_of
 from diff_oracle.subject.sites import DiffSite
 
 
 @dataclass
-class ExplainHeadConfig:
+class ExplainHeadConfig(AskingConfig):
     """What to explain, over which texts."""
 
-    oracle: str = "???"
-    """A run directory of `diff_oracle.train`, an oracle's folder, or the id of one on the Hugging Face hub."""
     head: str = "???"
     """A head (L5H3), or any other single site: a layer (L5), a half (L5.mlp), a span (L3:5)."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -52,56 +49,21 @@ class ExplainHeadConfig:
     """How much of the split is read, and where."""
     seed: int = 0
     """Keys the positions that are drawn."""
-    rank: str = "size"
-    """Where the site is strong: `size`, `direct_effect` or `skip_kl`."""
-    show: int = 8
-    """Common claims of each question, and examples."""
-    tasks_asked: list[str] = field(default_factory=list)
-    """Tasks whose standard questions are asked; those that the oracle was trained with if none are named."""
-    free_question: str | None = AUTO
-    """What brings the free explanation; null asks for none, `auto` too unless the oracle was trained to give one."""
-    save: list[str] = field(default_factory=lambda: ["json", "parquet", "html"])
-    """What is written beside summary.json: json, parquet, html."""
-    batch_size: int = 256
-    """Places that are explained together."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
-    run_dir: str | None = None
-    """Where everything goes."""
 
     def __post_init__(self) -> None:
-        if self.rank not in RANKS:
-            raise ValueError(f"unknown rank {self.rank!r}: choose from {', '.join(RANKS)}")
+        super().__post_init__()
         if self.split not in SPLITS:
             raise ValueError(f"unknown split {self.split!r}: choose from {', '.join(SPLITS)}")
-        if self.show < 1 or self.batch_size < 1:
-            raise ValueError(f"show and batch_size must be at least 1, got {self.show} and {self.batch_size}")
 
 
 def run(config: ExplainHeadConfig) -> None:
-    """Reads, explains, writes, prints."""
-    assert config.run_dir is not None  # the command sets it
-    folder = Path(config.run_dir)
-    if (folder / "run.json").exists():
-        raise ValueError(f"run_dir={folder} is a run's own folder: choose another one")
+    """Reads, explains what is missing, writes, prints."""
     site = DiffSite.parse(config.head)
-    explainer = load_explainer(
-        config.oracle,
-        config.tasks_asked,
-        config.device,
-        free_question=config.free_question,
-        batch_size=config.batch_size,
-    )
+    folder, explainer = begin(config)
     site.check(explainer.subject.n_layers, explainer.subject.n_heads)
     texts, queries = draw_texts(config, explainer, site)
-    items = []
-    with tqdm(desc="explaining", unit=" places", total=len(queries)) as bar:
-        for part in explainer.explain(texts, queries):
-            items += part
-            bar.update(len(part))
-    found = Explanations(explainer.subject.identity.name, config.oracle, explainer.conventions, texts, items)
+    found = explain_to_disk(explainer, texts, queries, config)
     summary = summarise(found, str(site), config.rank, config.show)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "summary.json"
     file.write_text(json.dumps(asdict(summary), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     written = [file, *write(found, folder, config.save)]
@@ -155,6 +117,8 @@ def print_summary(summary: SiteSummary) -> None:
         table.add_row(part.question, f"{part.score:.3f}", *shares, str(part.num_claims), Text(common))
     console.print(table)
     console.print("elsewhere: how many of the same claims are right of the other texts, so what the site's habit gives")
+    if summary.rebuilt:
+        console.print(carried(summary.rebuilt), highlight=False)
     examples = Table(title=f"where it is strongest, by {summary.rank}")
     for name in ("at", summary.rank, "the model says", "question", "the oracle says", "measured"):
         examples.add_column(name, overflow="fold")

@@ -2,6 +2,7 @@
 
     python -m diff_oracle.serve oracle=runs/demo
     python -m diff_oracle.serve oracle=runs/demo port=9000 sites=[layers,L3H2]
+    python -m diff_oracle.serve nla=runs/nla              # a pair, which also rebuilds what it explains
 
 It answers this machine alone. From another one, forward the port: `ssh -L 8765:localhost:8765 MACHINE`. What is typed
 is text: nothing of it is run.
@@ -19,10 +20,12 @@ from typing import Any
 import torch
 
 from diff_oracle.cli import entry_point
-from diff_oracle.explain.__main__ import SiteNames, hydra_words, load_explainer
+from diff_oracle.explain.__main__ import SiteNames, hydra_words
 from diff_oracle.explain.asking import Explainer
+from diff_oracle.explain.config import SourceConfig
 from diff_oracle.explain.explanations import ExplainedText, Explanations
 from diff_oracle.explain.page import MAX_CHARS, MAX_QUESTION_CHARS, render_page
+from diff_oracle.explain.running import load_explainer
 from diff_oracle.explain.server import serve
 from diff_oracle.subject.capture import Diff, capture
 from diff_oracle.subject.forward import Query
@@ -32,19 +35,13 @@ _SITES_A_LINE = 16
 
 
 @dataclass
-class ServeConfig:
-    """What is served, and where."""
+class ServeConfig(SourceConfig):
+    """What is served, and where; the log goes into the run directory."""
 
-    oracle: str = "???"
-    """A run directory of `diff_oracle.train`, an oracle's folder, or the id of one on the Hugging Face hub."""
     sites: SiteNames = field(default_factory=lambda: SiteNames(["layers", "components", "heads"]))
     """What is explained at a token; `sites=L3H2` and `sites=[L3H2,layers]` are short for `sites.names=[…]`."""
     port: int = 8765
     """On this machine; 0 takes a free one."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
-    run_dir: str | None = None
-    """The log goes here."""
 
 
 class App:
@@ -138,18 +135,18 @@ def _whole(content: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def load_app(oracle: str, sites: list[str], device: str = "auto") -> App:
-    """The app of an oracle: a run directory, an oracle's folder, or an id on the hub.
+def load_app(oracle: str | None, sites: list[str], device: str = "auto", nla: str | None = None) -> App:
+    """The app of an oracle or of a pair, named as `load_explainer` has it.
 
     Raises:
-        ValueError: There is no such oracle, or a site is unknown.
+        ValueError: There is no such oracle or pair, or a site is unknown.
     """
-    return App(load_explainer(oracle, device=device), sites, oracle)
+    return App(load_explainer(oracle, nla, device=device), sites, oracle or nla or "")
 
 
 def run(config: ServeConfig) -> None:
     """Loads, then serves until Ctrl-C."""
-    app = load_app(config.oracle, config.sites.names, config.device)
+    app = load_app(config.oracle, config.sites.names, config.device, config.nla)
     server = serve(app, config.port)
     print(f"http://localhost:{server.server_port}/  (Ctrl-C ends it)", flush=True)
     with server, suppress(KeyboardInterrupt):

@@ -10,6 +10,7 @@ from diff_oracle.evaluate import EvaluateConfig
 from diff_oracle.explain.__main__ import ExplainConfig
 from diff_oracle.explain_head import ExplainHeadConfig
 from diff_oracle.report import ReportConfig
+from diff_oracle.serve import ServeConfig
 from diff_oracle.tasks import TASKS, make_tasks
 from diff_oracle.train import TrainConfig
 from diff_oracle.train_ar import TrainArConfig
@@ -64,6 +65,17 @@ def test_explain_composes() -> None:
     config = compose("explain", ExplainConfig, ["oracle=runs/demo", "position=[3,-1]", "sites.names=[L5H3,layers]"])
     assert (config.position, config.sites.names) == ([3, -1], ["L5H3", "layers"])
     assert compose("explain", ExplainConfig, ["oracle=runs/demo", "position=all"]).position == "all"
+
+
+@pytest.mark.parametrize("words", [[], ["oracle=runs/demo", "nla=runs/nla"]])
+@pytest.mark.parametrize(
+    ("name", "schema"), [("explain", ExplainConfig), ("explain_head", ExplainHeadConfig), ("serve", ServeConfig)]
+)
+def test_an_oracle_or_a_pair_explains(name: str, schema: type, words: list[str]) -> None:
+    more = ["head=L5"] if name == "explain_head" else []
+    assert compose(name, schema, ["nla=runs/nla", *more]).nla == "runs/nla"
+    with pytest.raises(ValueError, match="give either oracle=RUN, .* or nla=RUN"):
+        compose(name, schema, [*words, *more])
 
 
 @pytest.mark.parametrize("choice", sorted(file.stem for file in (CONF / "ar").glob("*.yaml")))

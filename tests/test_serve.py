@@ -83,7 +83,7 @@ def test_the_command_loads_what_it_names_and_ends_with_ctrl_c(
 ) -> None:
     loaded = []
 
-    def load(oracle: str, sites: list[str], device: str) -> App:
+    def load(oracle: str, sites: list[str], device: str, nla: None) -> App:
         loaded.append((oracle, sites, device))
         return App(app.explainer, sites, oracle)
 

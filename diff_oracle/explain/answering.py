@@ -15,7 +15,7 @@ from diff_oracle.tasks.base import Standard
 from diff_oracle.tasks.claims import parse, write
 from diff_oracle.tasks.explanation import PHRASINGS
 from diff_oracle.tasks.text import Vocabulary, parse_token_list
-from diff_oracle.tasks.truth import measured
+from diff_oracle.tasks.truth import TruthConfig, measured
 
 FREE_QUESTION = PHRASINGS["explain"]["seen"][0]
 EXPLANATION = "explanation"
@@ -50,13 +50,19 @@ def standard_answers(
 
 
 def free_explanations(
-    reading: Reading, records: Sequence[Record], question: str, subject: Subject, vocabulary: Vocabulary
+    reading: Reading,
+    records: Sequence[Record],
+    question: str,
+    subject: Subject,
+    vocabulary: Vocabulary,
+    truth: TruthConfig,
+    max_tokens: int | None = None,
 ) -> Iterator[tuple[str, list[Claim]]]:
     """What the oracle says of each record's diff when it may say what it wants, and those of its claims that parse."""
-    said = reading.generate(range(len(records)), (question,), _MAX_EXPLANATION_TOKENS)
-    for text, truth in zip(said, measured(records, subject, vocabulary), strict=True):
+    said = reading.generate(range(len(records)), (question,), max_tokens or _MAX_EXPLANATION_TOKENS)
+    for text, true in zip(said, measured(records, subject, vocabulary, truth), strict=True):
         claims = parse(text, vocabulary).claims
-        yield text, [Claim(vocabulary.show(write([claim])), truth.holds(claim)) for claim in claims]
+        yield text, [Claim(vocabulary.show(write([claim])), true.holds(claim)) for claim in claims]
 
 
 def _checked(task: Any, question: Question, text: str, vocabulary: Vocabulary) -> Answer:

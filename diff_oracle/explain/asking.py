@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from diff_oracle.explain.answering import AUTO, EXPLANATION, FREE_QUESTION, free_explanations, standard_answers
-from diff_oracle.explain.explanations import Answer, Claim, ExplainedText, Explanation, Explanations
+from diff_oracle.explain.explanations import Answer, ExplainedText, Explanation, Explanations, six_digits
 from diff_oracle.explain.measured import (
     ALL,
     Point,
@@ -27,11 +27,15 @@ from diff_oracle.explain.measured import (
     measured_tasks,
     read_text,
 )
+from diff_oracle.explain.rebuilding import CONVENTIONS, check_pair, reconstructions
+from diff_oracle.nla.pair import DiffNLA, longest_explanation
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.reading import Reading
+from diff_oracle.records import Record
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import TASKS, Task, make_tasks
+from diff_oracle.tasks.truth import TruthConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Explainer:
     Attributes:
         subject: The model.
         oracle: Its oracle.
+        pair: The pair that the oracle is of, which rebuilds diffs from free explanations; None where there is none.
         tasks: What is asked: those of them that have standard questions.
         free_question: What brings the free explanation; None asks for none.
         batch_size: Sites that are explained together.
@@ -57,16 +62,19 @@ class Explainer:
     def __init__(
         self,
         subject: Subject,
-        oracle: Oracle,
+        oracle: Oracle | DiffNLA,
         tasks: Sequence[Task] | None = None,
         free_question: str | None = AUTO,
         batch_size: int = 128,
     ) -> None:
-        """Takes every task where none are named.
+        """Takes every task where none are named; with a pair in the oracle's place, diffs are rebuilt too.
 
         Raises:
-            ValueError: The oracle was trained on another model, or there is no batch.
+            ValueError: The oracle was trained on another model, there is no batch, a pair is not asked for
+                explanations, or what it rebuilds are no diffs.
         """
+        self.pair = oracle if isinstance(oracle, DiffNLA) else None
+        oracle = oracle.av if isinstance(oracle, DiffNLA) else oracle
         for key in ("weights_hash", "tokenizer_hash"):
             theirs, ours = getattr(oracle.identity, key), getattr(subject.identity, key)
             if theirs != ours:
@@ -78,16 +86,22 @@ class Explainer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.subject, self.oracle = subject, oracle
         self.tasks = list(make_tasks({name: {} for name in TASKS}) if tasks is None else tasks)
+        if self.pair is not None:
+            check_pair(self.pair)
+            if free_question is None:
+                raise ValueError("without a free question there is nothing that a pair could rebuild a diff from")
         if free_question == AUTO:
-            free_question = FREE_QUESTION if any(task.name == EXPLANATION for task in self.tasks) else None
+            explains = self.pair is not None or any(task.name == EXPLANATION for task in self.tasks)
+            free_question = FREE_QUESTION if explains else None
         self.free_question, self.batch_size = free_question, batch_size
         self._measured = measured_tasks(self.tasks)
+        self._truth = TruthConfig() if self.pair is None else self.pair.truth
         self._allowed = oracle.vocabulary.allowed.to(subject.device)
 
     @property
     def conventions(self) -> dict[str, str]:
         """How each measure is defined."""
-        return conventions(self._measured)
+        return conventions(self._measured, self._truth) | (CONVENTIONS if self.pair else {})
 
     def read(self, text: str) -> ExplainedText:
         """A text as the subject reads it."""
@@ -135,58 +149,61 @@ class Explainer:
         records = [point.record for point in points]
         reading, vocabulary = Reading(self.oracle, records), self.oracle.vocabulary
         answers = standard_answers(reading, self.tasks, records, vocabulary)
-        free: list[tuple[str | None, list[Claim]]] = [(None, [])] * len(points)
+        free: list[dict[str, Any]] = [{}] * len(points)
         if self.free_question is not None:
-            free = list(free_explanations(reading, records, self.free_question, self.subject, vocabulary))
+            free = self._explain_freely(reading, records, self.free_question)
         return [
-            self._explanation(query.text, query.site, point, answered, *said)
+            self._explanation(query, point, answered, said)
             for query, point, answered, said in zip(queries, points, answers, free, strict=True)
         ]
 
-    def _explanation(
-        self,
-        number: int,
-        site: DiffSite,
-        point: Point,
-        answers: list[Answer],
-        said: str | None,
-        said_claims: list[Claim],
-    ) -> Explanation:
+    def _explain_freely(self, reading: Reading, records: Sequence[Record], question: str) -> list[dict[str, Any]]:
+        """The fields of explanations that hold what the oracle says of its own accord, and what it lets rebuild."""
+        room = None if self.pair is None else longest_explanation(self.pair.config)
+        vocabulary = self.oracle.vocabulary
+        told = free_explanations(reading, records, question, self.subject, vocabulary, self._truth, room)
+        fields: list[dict[str, Any]] = [{"explanation": text, "explanation_claims": claims} for text, claims in told]
+        if self.pair is not None:
+            texts = [of_row["explanation"] for of_row in fields]
+            rebuilt = reconstructions(self.pair, records, texts, self.subject, self._allowed)
+            fields = [of_row | {"rebuilt": one} for of_row, one in zip(fields, rebuilt, strict=True)]
+        return fields
+
+    def _explanation(self, query: Query, point: Point, answers: list[Answer], free: dict[str, Any]) -> Explanation:
         record, labels = point.record, point.record.labels
         tokens = self.oracle.vocabulary.texts
 
         def named(end: str, value: str) -> list[tuple[str, float]]:
             return [
-                (tokens[int(token)], _number(x))
+                (tokens[int(token)], six_digits(x))
                 for token, x in zip(labels[f"{end}_ids"], labels[f"{end}_{value}"], strict=True)
             ]
 
         sink = float(labels["sink_weight"])
         attended = zip(labels["attended_positions"], labels["attended_weights"], strict=True) if sink == sink else ()
         return Explanation(
-            text=number,
+            text=query.text,
             position=record.position,
             site=record.site,
-            kind=site.kind,
-            relative_size=_number(record.relative_size),
-            direct_effect=_number(point.direct_effect),
+            kind=query.site.kind,
+            relative_size=six_digits(record.relative_size),
+            direct_effect=six_digits(point.direct_effect),
             next_token=tokens[point.next_id],
-            skip_kl=_number(labels["kl"]),
+            skip_kl=six_digits(labels["kl"]),
             promoted=named("promoted", "scores"),
             suppressed=named("suppressed", "scores"),
             gained=named("gained", "deltas"),
             lost=named("lost", "deltas"),
-            attended=[(int(position), _number(weight)) for position, weight in attended],
-            sink_share=_number(sink) if sink == sink else None,
+            attended=[(int(position), six_digits(weight)) for position, weight in attended],
+            sink_share=six_digits(sink) if sink == sink else None,
             answers=answers,
-            explanation=said,
-            explanation_claims=said_claims,
+            **free,
         )
 
 
 def explain(
     subject: Subject,
-    oracle: Oracle,
+    oracle: Oracle | DiffNLA,
     text: str | Sequence[str],
     sites: str | Sequence[str] = "heads",
     positions: int | str | Sequence[int] = -1,
@@ -198,13 +215,14 @@ def explain(
 
     Args:
         subject: The model.
-        oracle: An oracle of that model.
+        oracle: An oracle of that model; or a pair: its oracle explains, and its reconstructor rebuilds each diff from
+            the explanation (`Explanation.rebuilt`).
         text: One text or several.
         sites: Single sites (`L3H2`) or sets (`layers`, `components`, `heads`, `spans`), one or several.
         positions: Token indices, negative ones from the end, one or several; or `all`. Position 0 has no diff.
         tasks: What is asked; every task where it is not given.
         free_question: What brings the free explanation; `auto` asks for one if task `explanation` is among the tasks,
-            None asks for none.
+            or a pair explains, None asks for none.
         batch_size: Sites that are explained together.
 
     Raises:
@@ -214,9 +232,4 @@ def explain(
     texts = [explainer.read(part) for part in ([text] if isinstance(text, str) else text)]
     queries = explainer.queries(texts, sites, positions)
     items = [item for part in explainer.explain(texts, queries) for item in part]
-    return Explanations(subject.identity.name, oracle.identity.name, explainer.conventions, texts, items)
-
-
-def _number(value: Any) -> float:
-    """Six digits: what a float32 is good for, and half as long in JSON."""
-    return float(f"{float(value):.6g}")
+    return Explanations(subject.identity.name, explainer.oracle.identity.name, explainer.conventions, texts, items)

@@ -17,6 +17,8 @@ from diff_oracle.subject.sites import SiteKind
 
 RANKS = {"size": "relative_size", "direct_effect": "direct_effect", "skip_kl": "skip_kl"}
 """What explanations can be ranked by -> the field that holds it."""
+REBUILT = ("cosine", "share", "without_words", "carried")
+"""The numbers of a `Reconstruction`."""
 _SHOWN_IN_NOTEBOOKS = 30
 
 
@@ -45,6 +47,32 @@ class Answer:
     score: float | None
     """The task's score, 0…1."""
     claims: list[Claim]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the reconstructor of a pair (`diff_oracle.nla`) makes of a free explanation, which it reads claim by claim.
+
+    It gives a direction, at the size where the root mean square is 1. With q the diff at this size and p the
+    reconstruction as it is, 1 − ‖q − p‖² / ‖q‖² is the share of the diff that is rebuilt: 1 where p = q, 0 where p = 0,
+    below 0 where p leads away. No mean of the site is taken off, for a pair's files hold none; what the reconstructor
+    makes of no words stands in its place. `DiffNLA.reconstruct` gives the vector.
+    """
+
+    cosine: float
+    """Of the reconstruction and the diff."""
+    share: float
+    """The share that is rebuilt."""
+    without_words: float
+    """The share that is rebuilt from no claim at all: what the site, and what the reconstructor is told besides, gives
+    away."""
+    carried: float
+    """What the words brought: share − without_words, or share alone where the reconstructor is lost without words
+    (without_words < 0). Below 0 where they mislead; 0 where nothing was claimed."""
+    promoted: list[str]
+    """Tokens that the reconstruction raises most."""
+    suppressed: list[str]
+    """Tokens that it lowers most."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +113,8 @@ class Explanation:
     """What the oracle says when it may say what it wants; None where it was not asked."""
     explanation_claims: list[Claim] = field(default_factory=list)
     """What of it could be checked."""
+    rebuilt: Reconstruction | None = None
+    """What a pair rebuilds of the diff from it; None where no pair explained."""
 
     @property
     def claims(self) -> list[Claim]:
@@ -126,6 +156,12 @@ class Explanations:
         right = [claim.right for item in self.items for claim in item.claims]
         return sum(right) / len(right) if right else float("nan")
 
+    @property
+    def rebuilt(self) -> dict[str, float]:
+        """Means of `Reconstruction`'s numbers; empty where no pair explained."""
+        made = [item.rebuilt for item in self.items if item.rebuilt is not None]
+        return {name: sum(getattr(one, name) for one in made) / len(made) for name in REBUILT} if made else {}
+
     def ranked(self, by: str = "size") -> list[Explanation]:
         """The explanations, the largest first; direct effects by their size, whatever their sign.
 
@@ -142,7 +178,8 @@ class Explanations:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON holds."""
-        return asdict(self) | {"num_claims": self.num_claims, "share_right": _or_none(self.share_right)}
+        sums = {"num_claims": self.num_claims, "share_right": _or_none(self.share_right), "rebuilt": self.rebuilt}
+        return asdict(self) | sums
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Explanations:
@@ -192,18 +229,27 @@ class Explanations:
         """A notebook's table, the largest diffs first."""
         shown = Explanations(self.subject, self.oracle, {}, self.texts, self.ranked()[:_SHOWN_IN_NOTEBOOKS])
         columns = ["token", "site", "relative_size", "skip_kl", "question", "answer", "measured", "score"]
+        columns += [*REBUILT] if self.rebuilt else []
         frame = shown.to_frame()
         table = frame.reindex(columns=columns).to_html(index=False, na_rep="", float_format="{:.2f}".format)
         claims = f"{self.share_right:.0%} of {self.num_claims} claims are right" if self.num_claims else "no claims"
-        return f"<p>{len(self.items)} explanations, the {len(shown.items)} largest shown; {claims}</p>{table}"
+        carried = f"; on average, the words carried {self.rebuilt['carried']:.0%} of a diff" if self.rebuilt else ""
+        return f"<p>{len(self.items)} explanations, the {len(shown.items)} largest shown; {claims}{carried}</p>{table}"
 
 
 def explanation_from_dict(content: Mapping[str, Any]) -> Explanation:
     """Reads one explanation out of JSON, which knows no tuples."""
     pairs = {name: [tuple(pair) for pair in content[name]] for name in ("promoted", "suppressed", "gained", "lost")}
     answers = [Answer(**{**answer, "claims": _claims(answer["claims"])}) for answer in content["answers"]]
-    others = {"answers": answers, "explanation_claims": _claims(content["explanation_claims"])}
+    others: dict[str, Any] = {"answers": answers, "explanation_claims": _claims(content["explanation_claims"])}
+    if content.get("rebuilt") is not None:
+        others["rebuilt"] = Reconstruction(**content["rebuilt"])
     return Explanation(**{**content, **pairs, **others, "attended": [tuple(pair) for pair in content["attended"]]})
+
+
+def six_digits(value: Any) -> float:
+    """Six digits: what a float32 is good for, and half as long in JSON."""
+    return float(f"{float(value):.6g}")
 
 
 def _claims(content: list[Mapping[str, Any]]) -> list[Claim]:
@@ -238,6 +284,7 @@ def _frame_rows(explanations: Explanations) -> Iterator[dict[str, Any]]:
                 "measured": None,
                 "right": None,
                 "score": sum(right) / len(right) if right else None,
+                **({name: getattr(item.rebuilt, name) for name in REBUILT} if item.rebuilt else {}),
             }
 
 

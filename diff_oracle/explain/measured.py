@@ -114,10 +114,10 @@ def measured_tasks(asked: Iterable[Task]) -> list[Task]:
     return [named.get(name) or make_tasks({name: {}})[0] for name in MEASURES]
 
 
-def conventions(tasks: Sequence[Task]) -> dict[str, str]:
-    """How each measure is defined."""
+def conventions(tasks: Sequence[Task], truth: TruthConfig) -> dict[str, str]:
+    """How each measure is defined; `truth`: which claims of a free explanation are true."""
     settings = {f"settings of {task.name}": str(task.config) for task in tasks}
-    return {**CONVENTIONS, **MEASURES_OF_A_SITE, **settings, "settings of explanation claims": str(TruthConfig())}
+    return {**CONVENTIONS, **MEASURES_OF_A_SITE, **settings, "settings of explanation claims": str(truth)}
 
 
 @torch.no_grad()

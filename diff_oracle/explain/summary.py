@@ -73,6 +73,8 @@ class SiteSummary:
     rank: str
     questions: list[QuestionSummary]
     examples: list[Example]
+    rebuilt: dict[str, float]
+    """Means of what a pair rebuilt from the free explanations (`Reconstruction`); empty where no pair explained."""
 
 
 def summarise(explanations: Explanations, site: str, rank: str = "size", most: int = 8) -> SiteSummary:
@@ -103,6 +105,7 @@ def summarise(explanations: Explanations, site: str, rank: str = "size", most: i
         rank,
         [_question(answers, most) for answers in kinds.values()],
         [_example(explanations, item, rank) for item in items[:most]],
+        explanations.rebuilt,
     )
 
 

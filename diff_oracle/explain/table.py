@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from diff_oracle.explain.explanations import Claim, Explanation, Explanations
+from diff_oracle.explain.explanations import Claim, Explanation, Explanations, Reconstruction
 
 RIGHT, WRONG = "✓", "✗"
 _STYLES = {True: "green", False: "red"}
@@ -26,6 +28,8 @@ def print_explanations(explanations: Explanations, rank: str, most: int) -> None
     if len(shown) < len(explanations.items):
         console.print(f"{len(shown)} of {len(explanations.items)} shown, by {rank}; show=N shows more")
     console.print(_kinds_table(explanations))
+    if explanations.rebuilt:
+        console.print(carried(explanations.rebuilt), highlight=False)
     console.print(share_right(explanations), highlight=False)
 
 
@@ -34,6 +38,11 @@ def share_right(explanations: Explanations) -> str:
     if not explanations.num_claims:
         return "no claim was checked"
     return f"{explanations.share_right:.1%} of {explanations.num_claims} claims are right"
+
+
+def carried(means: Mapping[str, float]) -> str:
+    """How much of the diffs the words of a pair carried, on average."""
+    return f"on average, the words carried {means['carried']:.1%} of a diff: {_carried(means)}"
 
 
 def visible(token: str) -> str:
@@ -70,6 +79,8 @@ def _items_table(explanations: Explanations, items: Sequence[Explanation], rank:
         if item.explanation is not None:
             said = _claims(item.explanation_claims) if item.explanation_claims else _lines(item.explanation)
             rows.append(("in its own words", said, _evidence(explanations, item)))
+        if item.rebuilt is not None:
+            rows.append(("rebuilt from these words", _tokens(item.rebuilt), Text(_carried(asdict(item.rebuilt)))))
         for number, (question, said, measured) in enumerate(rows or [("", Text(), Text())]):
             table.add_row(*(head if number == 0 else ("",) * len(head)), Text(question), said, measured)
         table.add_section()
@@ -98,6 +109,16 @@ def _claims(claims: Sequence[Claim]) -> Text:
         Text(f"{visible(claim.text)} {RIGHT if claim.right else WRONG}", style=_STYLES[claim.right]) for claim in claims
     ]
     return Text("  ").join(parts)
+
+
+def _tokens(rebuilt: Reconstruction) -> Text:
+    raised, lowered = ("  ".join(map(visible, tokens)) for tokens in (rebuilt.promoted, rebuilt.suppressed))
+    return Text(f"raises {raised}; lowers {lowered}")
+
+
+def _carried(numbers: Mapping[str, Any]) -> str:
+    share, without, near = (numbers[name] for name in ("share", "without_words", "cosine"))
+    return f"{share:.1%} rebuilt, {without:.1%} without words, cosine {near:.2f}"
 
 
 def _lines(answer: str) -> Text:

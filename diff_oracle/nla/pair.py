@@ -81,6 +81,12 @@ class DiffNLA:
         (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
         (folder / SETTINGS).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
 
+    @property
+    def truth(self) -> TruthConfig:
+        """Which claims are true, by the thresholds that its explanations learned from."""
+        named = self.config
+        return TruthConfig(min_share=named.min_share, sink_only=named.sink_only, small_kl=named.small_kl)
+
     def explain(self, diff: Diff) -> str:
         """What the diff does, one claim a line (`tasks.claims`)."""
         return explain(self.av, [diff], self.config)[0]
@@ -111,10 +117,7 @@ class DiffNLA:
         near = float(cosine(rebuilt, record.diff[None].astype(np.float64))[0])
         true = None
         if subject is not None:
-            truth = TruthConfig(
-                min_share=self.config.min_share, sink_only=self.config.sink_only, small_kl=self.config.small_kl
-            )
-            true = sum(map(measured([record], subject, self.av.vocabulary, truth)[0].holds, claims))
+            true = sum(map(measured([record], subject, self.av.vocabulary, self.truth)[0].holds, claims))
         return Score(near, 2 * (1 - near), len(claims), true)
 
 

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from diff_oracle.explain import Explainer
+from diff_oracle.nla import DiffNLA
+from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle
@@ -9,6 +11,7 @@ from diff_oracle.oracle.prompt import PromptConfig
 from diff_oracle.oracle.storage import OracleConfig
 from diff_oracle.subject.loading import SubjectConfig
 from diff_oracle.subject.model import Subject
+from diff_oracle.tasks.explanation import ExplanationConfig
 
 
 def untrained_oracle(base: SubjectConfig | None = None) -> Oracle:
@@ -16,6 +19,14 @@ def untrained_oracle(base: SubjectConfig | None = None) -> Oracle:
     torch.manual_seed(0)
     config = OracleConfig(LoraOptions(rank=4, alpha=4.0), PromptConfig(), InjectionConfig())
     return Oracle.create(base or SubjectConfig(), config).eval()
+
+
+def untrained_pair(oracle: Oracle) -> DiffNLA:
+    """That oracle, and a reconstructor of one block as training begins with it."""
+    torch.manual_seed(1)
+    config = ReconstructorConfig(blocks=1, lora=LoraOptions(rank=4, alpha=4.0))
+    ar = Reconstructor.create(oracle.base, config).eval()
+    return DiffNLA(oracle, ar, ExplanationConfig(num_raised=1, num_lowered=1, num_read=1))
 
 
 @pytest.fixture(scope="package")

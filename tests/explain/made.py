@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diff_oracle.explain.explanations import Answer, Claim, ExplainedText, Explanation, Explanations
+from diff_oracle.explain.explanations import Answer, Claim, ExplainedText, Explanation, Explanations, Reconstruction
 from diff_oracle.subject.sites import DiffSite
 
 CONVENTIONS = {
@@ -37,6 +37,11 @@ def make_answers(right: list[str], wrong: list[str], site: str) -> list[Answer]:
     )
     seen = Answer("attention", "attended", "Attends to?", " cat", " cat", None, 1.0, [Claim(" cat", True)])
     return [*lists, size] + ([] if site.endswith(".mlp") else [seen])
+
+
+def make_rebuilt(carried: float) -> Reconstruction:
+    """Made of words that carried so much, where no words give a fifth."""
+    return Reconstruction(0.6, 0.2 + carried, 0.2, carried, [" the", "<i>"], [" dog"])
 
 
 def make_explanation(text: int, position: int, site: str, **changes: Any) -> Explanation:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from diff_oracle.explain.explanations import Claim, Explanations
-from tests.explain.made import HOSTILE, make_explanation, make_explanations, make_text
+from tests.explain.made import HOSTILE, make_explanation, make_explanations, make_rebuilt, make_text
 
 MADE = make_explanations()
 
@@ -23,6 +23,7 @@ def test_json_is_the_fields_and_the_sums() -> None:
     assert content == json.loads(json.dumps(asdict(MADE))) | {
         "num_claims": MADE.num_claims,
         "share_right": MADE.share_right,
+        "rebuilt": {},
     }
 
 
@@ -73,3 +74,23 @@ def test_a_notebook_s_table_takes_text_as_data() -> None:
     assert "<script" not in shown and "<img" not in shown
     assert "60% of 10 claims are right" in shown
     assert "no claims" in replace(MADE, items=[])._repr_html_()
+
+
+def test_what_a_pair_rebuilt_is_kept_counted_and_shown(tmp_path: Path) -> None:
+    items = [
+        make_explanation(0, 2, "L0", rebuilt=make_rebuilt(0.5)),
+        make_explanation(0, 5, "L1", rebuilt=make_rebuilt(-0.25)),
+    ]
+    made = replace(MADE, items=items)
+    made.save(tmp_path)
+    assert Explanations.load(tmp_path) == made
+    means = {"cosine": 0.6, "share": 0.325, "without_words": 0.2, "carried": 0.125}
+    assert made.rebuilt == pytest.approx(means)
+    assert json.loads((tmp_path / "explanations.json").read_text())["rebuilt"] == made.rebuilt
+    frame = pd.read_parquet(tmp_path / "explanations.parquet")
+    assert frame[frame.question_kind == "free"].carried.tolist() == [0.5, -0.25]
+    assert frame[frame.question_kind != "free"].carried.isna().all()  # a mean of the column is one of explanations
+    assert frame.share.mean() == pytest.approx(0.325)
+    shown = made._repr_html_()
+    assert "the words carried 12% of a diff" in shown and "<td>-0.25</td>" in shown
+    assert "carried" not in MADE._repr_html_() and "carried" not in MADE.to_frame()

@@ -16,7 +16,7 @@ import pytest
 from diff_oracle.explain.explanations import Claim, Explanations
 from diff_oracle.explain.page import render_page
 from tests.browsing import chromium, opened, serious_violations
-from tests.explain.made import CONVENTIONS, HOSTILE, make_explanation, make_explanations, make_text
+from tests.explain.made import CONVENTIONS, HOSTILE, make_explanation, make_explanations, make_rebuilt, make_text
 
 MADE = make_explanations(n_layers=2, n_heads=3)
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<script>"
@@ -173,6 +173,38 @@ def test_the_map_is_shaded_by_what_is_chosen(page: Any) -> None:
         assert page.locator("#map-note").inner_text().endswith(" or more." if measure != "direct_effect" else " down.")
     page.locator("#measures").select_option("right")
     assert cell(page, "L0H1").inner_text() == "60 %"
+
+
+def test_what_a_pair_rebuilt_is_told_mapped_and_sorted(browser: Any, tmp_path: Path) -> None:
+    carried = {"L0H0": 0.5, "L0H1": -0.25, "L0H2": 0.1, "L1": 0.004}
+    items = [make_explanation(0, 2, site, rebuilt=make_rebuilt(share)) for site, share in carried.items()]
+    made = replace(MADE, items=items, conventions={"carried": "rebuilt less without words"})
+    with opened(browser, show(made, tmp_path)) as page:
+        cell(page, "L0H1").click()
+        told = page.locator(".rebuilt").inner_text()
+        for said in ("−25 % of the write", "−5 %, without words 20 %", "0.6", "␣the", "<i>", "␣dog"):
+            assert said in told
+        assert "9 % of a write, on average" in page.locator("#facts").inner_text()
+        page.locator("#measures").select_option("carried")
+        assert [cell(page, site).inner_text() for site in carried] == ["50 %", "−25 %", "10 %", "0 %"]
+        assert "--less" in cell(page, "L0H1").get_attribute("style")
+        assert "--more" in cell(page, "L0H0").get_attribute("style")
+        assert page.locator("#map-note").inner_text().endswith("is 25 % or more, red where words mislead.")
+        page.get_by_role("button", name="carried").click()
+        assert column(page, 2) == ["L0H0", "L0H2", "L1", "L0H1"]  # what misleads comes last
+        assert column(page, 7) == ["50 %", "10 %", "0 %", "−25 %"]
+        assert serious_violations(page) == []
+
+
+def test_without_a_pair_nothing_is_said_of_one(page: Any) -> None:
+    assert page.locator("#measures option").all_inner_texts() == [
+        "size",
+        "direct effect",
+        "skip effect",
+        "right claims",
+    ]
+    assert page.locator("#list th").count() == 7 and page.locator(".rebuilt").count() == 0
+    assert "carried" not in page.locator("body").inner_text()
 
 
 def test_headings_sort_by_mouse_and_keyboard(page: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from diff_oracle.explain.explanations import Answer, Claim
 from diff_oracle.explain.summary import CommonClaim, summarise
-from tests.explain.made import TOKENS, make_explanation, make_explanations, make_text
+from tests.explain.made import TOKENS, make_explanation, make_explanations, make_rebuilt, make_text
 
 
 def raised(said: list[str], measured: list[str]) -> Answer:
@@ -59,3 +59,9 @@ def test_a_single_text_has_no_other() -> None:
     assert asdict(summarise(silent, "L0H1"))["examples"][0]["answers"] == {"promoted": ""}
     with pytest.raises(ValueError, match="no explanation of L0H1: give more texts"):
         summarise(replace(MADE, items=[]), "L0H1")
+
+
+def test_what_words_carried_is_averaged_over_places() -> None:
+    assert summarise(MADE, "L0H1").rebuilt == {}
+    items = [replace(item, rebuilt=make_rebuilt(carried)) for item, carried in zip(ITEMS, (0.3, 0.0, 0.6), strict=True)]
+    assert summarise(replace(MADE, items=items), "L0H1").rebuilt["carried"] == pytest.approx(0.3)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diff_oracle.explain.table import print_explanations, share_right, visible
-from tests.explain.made import HOSTILE, make_explanation, make_explanations, make_text
+from tests.explain.made import HOSTILE, make_explanation, make_explanations, make_rebuilt, make_text
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,15 @@ def test_without_claims_there_is_no_share(capsys: pytest.CaptureFixture[str]) ->
     assert share_right(made) == "no claim was checked"
     print_explanations(made, "size", 5)
     assert "no claim was checked" in capsys.readouterr().out
+
+
+def test_what_a_pair_rebuilt_stands_under_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [make_explanation(0, 2, "L0", rebuilt=make_rebuilt(carried)) for carried in (0.5, -0.25)]
+    print_explanations(replace(make_explanations(), items=items), "size", 5)
+    out = capsys.readouterr().out
+    assert "raises ␣the  <i>; lowers ␣dog" in out
+    assert "70.0%" in out and "-5.0%" in out
+    last = "on average, the words carried 12.5% of a diff: 32.5% rebuilt, 20.0% without words, cosine 0.60"
+    assert out.splitlines()[-2] == last
+    print_explanations(make_explanations(), "size", 5)
+    assert "rebuilt" not in capsys.readouterr().out
