@@ -5,7 +5,8 @@
     python -m diff_oracle.train_ar oracle=runs/explainer reader=bag_of_words        # closed form alone, in a minute
 
 The oracle must have been trained to explain. Into the run directory go the pair (`nla/`), `ladder.json`,
-`explanations.json` (some rows with what was said of them) and `run.json`. Killed, the same command goes on.
+`explanations.json` (some rows with what was said of them) and `run.json`; with `rewriting=` also `wordings.json`, the
+words that were found. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +26,7 @@ from diff_oracle.nla.ladder import to_rows
 from diff_oracle.nla.pair import DiffNLA
 from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig
 from diff_oracle.nla.report import print_ladder
+from diff_oracle.nla.rewriting import RewritingConfig, more_wordings
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.nla.rungs import beyond, fit_before
 from diff_oracle.nla.runs import FOLDERS, PAIR
@@ -57,6 +60,8 @@ class TrainArConfig:
     """How explanations are varied in its training."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it is trained."""
+    rewriting: RewritingConfig = field(default_factory=RewritingConfig)
+    """Who finds more wordings for what it learns to read."""
     second_seed: bool = True
     """Whether another one is trained from another seed: what does a reader keep that is not this one?"""
     ladder: LadderConfig = field(default_factory=LadderConfig)
@@ -152,19 +157,24 @@ def _train_readers(
     gold: tuple[list[Claims], list[Claims]] = list(train.gold), list(select.gold)
     none: tuple[list[Claims], list[Claims]] = [()] * len(train), [()] * few
     blind = replace(config.reading, context_only=True)
-    shared = {"base": av.identity.weights_hash, "train_rows": len(train), "select_rows": few}
+    shared: dict[str, Any] = {"base": av.identity.weights_hash, "train_rows": len(train), "select_rows": few}
     jobs = [(AR, config.ar, gold, config.reading, config.seed)]
     jobs += [(SECOND_AR, config.ar, gold, config.reading, config.seed + 1)] if config.second_seed else []
     jobs += [(CONTEXT_AR, replace(config.ar, before="text"), none, blind, config.seed)]
+    rewriting, run_dir = config.rewriting, Path(config.run_dir or ".")
+    wordings = more_wordings(rewriting, train.gold, av.vocabulary, config.seed, device)
+    if rewriting.source != "none":
+        shared["wordings"] = wordings
+        (run_dir / "wordings.json").write_text(json.dumps(wordings, indent=2) + "\n")
     readers, skipped = {}, {}
     for name, kind, claims, reading, seed in jobs:
         logger.info("training: %s", name)
         torch.manual_seed(seed)  # the adapter's start; every other draw is keyed
         readers[name] = Reconstructor.create(av.base, kind, device)
-        folder = Path(config.run_dir or ".") / FOLDERS[name]
+        folder = run_dir / FOLDERS[name]
         settings = {"reading": asdict(reading), "ar": asdict(kind), "training": asdict(config.training), "seed": seed}
         history = train_reconstructor(
-            readers[name], train, select, claims, config.training, reading, seed, folder, shared | settings
+            readers[name], train, select, claims, config.training, reading, seed, folder, shared | settings, wordings
         )
         skipped[name] = skipped_steps(history)
     return readers, skipped

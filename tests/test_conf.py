@@ -87,6 +87,16 @@ def test_every_reconstructor_composes(choice: str) -> None:
     assert {name for name, is_so in chosen.items() if is_so} == ({choice} & chosen.keys())
 
 
+@pytest.mark.parametrize("choice", sorted(file.stem for file in (CONF / "rewriting").glob("*.yaml")))
+def test_every_source_of_wordings_composes(choice: str) -> None:
+    needed = {"endpoint": ["rewriting.url=http://localhost:1/v1", "rewriting.model=any"]}.get(choice, [])
+    words = ["oracle=runs/explainer", f"rewriting={choice}"]
+    assert compose("train_ar", TrainArConfig, [*words, *needed]).rewriting.source == choice
+    if needed:
+        with pytest.raises(ValueError, match=r"rewriting\.url must begin with http"):
+            compose("train_ar", TrainArConfig, words)
+
+
 def test_verbalise_composes() -> None:
     config = compose("verbalise", VerbaliseConfig, ["+task=[logit_lens,explanation]", "model=smollm2_135m"])
     assert config.sites.per_position is None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from diff_oracle.nla.metrics import Means, spread
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.tasks.claims import write
+from diff_oracle.tasks.claims import WORDINGS, ClaimKind, write
 from diff_oracle.tasks.explanation import reworded
 from diff_oracle.tasks.text import Text
 from diff_oracle.training.checkpoints import Checkpoints
@@ -53,8 +54,16 @@ class ReadingConfig:
 class ReadingDataset(torch.utils.data.Dataset[tuple[int, Text]]):
     """Rows in random order, pass after pass, each with a writing of its claims; the i-th depends on the seed and i."""
 
-    def __init__(self, claims: Sequence[Claims], config: ReadingConfig, num_examples: int, seed: int) -> None:
+    def __init__(
+        self,
+        claims: Sequence[Claims],
+        config: ReadingConfig,
+        num_examples: int,
+        seed: int,
+        wordings: Mapping[ClaimKind, tuple[str, ...]] = MappingProxyType(WORDINGS),
+    ) -> None:
         self._claims, self._config, self._length, self._seed = claims, config, num_examples, seed
+        self._wordings = wordings
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __len__(self) -> int:
@@ -71,7 +80,8 @@ class ReadingDataset(torch.utils.data.Dataset[tuple[int, Text]]):
         if rng.random() < self._config.shortened:
             kept = np.sort(rng.permutation(len(claims))[: rng.integers(len(claims) + 1)])
             claims = [claims[i] for i in kept]
-        return row, reworded(claims, rng) if rng.random() < self._config.reworded else write(claims)
+        in_other_words = rng.random() < self._config.reworded
+        return row, reworded(claims, rng, self._wordings) if in_other_words else write(claims)
 
 
 class ReconstructorTrainer(OracleTrainer):
@@ -165,6 +175,7 @@ def train_reconstructor(
     seed: int,
     run_dir: Path,
     settings: dict[str, Any] | None = None,
+    wordings: Mapping[ClaimKind, tuple[str, ...]] = MappingProxyType(WORDINGS),
 ) -> list[dict[str, Any]]:
     """Trains in place, from the last checkpoint where there is one; the best state on the select rows is kept.
 
@@ -178,6 +189,7 @@ def train_reconstructor(
         seed: Keys every draw.
         run_dir: Checkpoints go in here, and stay.
         settings: What must be the same for a training to go on.
+        wordings: Words that each kind of claim may be read in (`nla.rewriting`).
 
     Returns:
         The log.
@@ -189,7 +201,7 @@ def train_reconstructor(
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     checkpoints.refuse_others(settings or {})
     checkpoints.claim(settings or {})
-    dataset = ReadingDataset(claims[0], reading, config.steps * config.batch_size, seed)
+    dataset = ReadingDataset(claims[0], reading, config.steps * config.batch_size, seed, wordings)
     texts: list[Text] = [() if reading.context_only else write(row) for row in claims[1]]
     first = [dataset[i] for i in range(min(len(dataset), config.batch_size))]
     model.calibrate([train.records[row] for row, _ in first], [text for _, text in first])

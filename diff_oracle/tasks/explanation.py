@@ -195,10 +195,14 @@ def brief(claims: Sequence[Claim]) -> list[Claim]:
     return list(first.values())
 
 
-def reworded(claims: Sequence[Claim], rng: np.random.Generator) -> Text:
+def reworded(
+    claims: Sequence[Claim],
+    rng: np.random.Generator,
+    wordings: Mapping[ClaimKind, tuple[str, ...]] = MappingProxyType(WORDINGS),
+) -> Text:
     """The same claims in another order, each kind in one of its wordings."""
     order = [claims[i] for i in rng.permutation(len(claims))]
     if rng.random() < 0.5:  # kind by kind
         kinds = [CLAIM_KINDS[i] for i in rng.permutation(len(CLAIM_KINDS))]
         order.sort(key=lambda claim: kinds.index(claim.kind))
-    return write(order, {kind: draw_wording(WORDINGS[kind], rng) for kind in CLAIM_KINDS})
+    return write(order, {kind: draw_wording(wordings[kind], rng) for kind in CLAIM_KINDS})
