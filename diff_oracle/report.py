@@ -4,6 +4,7 @@
     python -m diff_oracle.report runs=[runs/demo,results/tiny_logit_lens.json]
     python -m diff_oracle.report runs=multirun/train/2026-11-21_22-52-10
     python -m diff_oracle.report nla=[runs/nla,results/tiny_nla.json]           # ladders of diff-NLAs
+    python -m diff_oracle.report nla=multirun/rl                                # arms of train_rl, and what each gained
 
 The page needs nothing but itself: it opens from disk and can be sent. The same runs give the same page.
 """
@@ -18,6 +19,7 @@ from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.page import render_page
 from diff_oracle.evaluation.report import print_verdicts
 from diff_oracle.evaluation.runs import load_runs
+from diff_oracle.nla.arms import HELD_OUT, jobs_of, load_arms, markdown_arms, to_result
 from diff_oracle.nla.page import render_ladders
 from diff_oracle.nla.report import print_headlines
 from diff_oracle.nla.saved import load_ladders
@@ -31,8 +33,8 @@ class ReportConfig:
     """One path or a list: run directories of `diff_oracle.train` or `diff_oracle.evaluate`, folders of sweeps, files of
     `results/`."""
     nla: Any = field(default_factory=list)
-    """Or ladders, one path or a list: run directories of `diff_oracle.train_ar` or `evaluate nla=...`, files of
-    `results/`."""
+    """Or ladders, one path or a list: run directories of `diff_oracle.train_ar`, `train_rl` or `evaluate nla=...`,
+    folders of sweeps, files of `results/`."""
     run_dir: str | None = None
     """Where report.html goes."""
 
@@ -64,9 +66,12 @@ def _runs(paths: list[str]) -> str:
 
 def _ladders(paths: list[str]) -> str:
     """The page about ladders; what they have shown is printed."""
-    ladders = load_ladders(paths)
+    folders = [job for path in paths for job in jobs_of(Path(path))]
+    ladders = load_ladders(folders)
     html = render_ladders(ladders)
     print_headlines(ladders)
+    if arms := load_arms([folder for folder in folders if (folder / HELD_OUT).is_file()]):
+        print(markdown_arms(to_result(arms)))
     return html
 
 

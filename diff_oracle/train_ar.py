@@ -153,14 +153,14 @@ def _train_readers(
     if config.ar.target == "residual":
         before = fit_before(train, select)
         train, select = beyond(train, before), beyond(select, before)
-    select = Rows(*(values[:few] for values in vars(select).values()))
+    penalties_on, select = select, Rows(*(values[:few] for values in vars(select).values()))
     gold: tuple[list[Claims], list[Claims]] = list(train.gold), list(select.gold)
     none: tuple[list[Claims], list[Claims]] = [()] * len(train), [()] * few
     blind = replace(config.reading, context_only=True)
     shared: dict[str, Any] = {"base": av.identity.weights_hash, "train_rows": len(train), "select_rows": few}
     jobs = [(AR, config.ar, gold, config.reading, config.seed)]
     jobs += [(SECOND_AR, config.ar, gold, config.reading, config.seed + 1)] if config.second_seed else []
-    jobs += [(CONTEXT_AR, replace(config.ar, before="text"), none, blind, config.seed)]
+    jobs += [(CONTEXT_AR, replace(config.ar, before="text", floor=False), none, blind, config.seed)]
     rewriting, run_dir = config.rewriting, Path(config.run_dir or ".")
     wordings = more_wordings(rewriting, train.gold, av.vocabulary, config.seed, device)
     if rewriting.source != "none":
@@ -171,6 +171,7 @@ def _train_readers(
         logger.info("training: %s", name)
         torch.manual_seed(seed)  # the adapter's start; every other draw is keyed
         readers[name] = Reconstructor.create(av.base, kind, device)
+        readers[name].fit_floor(train, penalties_on, (train.gold, penalties_on.gold))
         folder = run_dir / FOLDERS[name]
         settings = {"reading": asdict(reading), "ar": asdict(kind), "training": asdict(config.training), "seed": seed}
         history = train_reconstructor(

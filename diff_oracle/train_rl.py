@@ -1,15 +1,14 @@
 """Trains a diff-NLA by reinforcement: explanations that rebuild their diffs better become likelier.
 
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/frozen rl.arm=frozen_av
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/sft rl.arm=sft_continued
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl 'against=[runs/frozen,runs/sft]'
-    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/gated rl.reward.truth_gated=true 'against=[runs/rl]'
+    python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl
+    python -m diff_oracle.train_rl -m +experiment=rl_arms nla=runs/nla run_dir=multirun/rl    # and the arms beside it
+    python -m diff_oracle.report nla=multirun/rl                                              # which compares them
     accelerate launch --multi_gpu --num_processes 2 -m diff_oracle.train_rl nla=runs/nla    # GPUs, or CPUs
 
 `nla` is a run of `diff_oracle.train_ar`. Into the run directory go the pair (`nla/`) in its best state on split
-`select`, the ladder of split `test` before and after (`ladder_before.json`, `ladder.json`), `gains.json` (what the pair
-has over how it began, and over the runs in `against`), `health.json`, `health.png` and `run.json`. The folder is one
-that `diff_oracle.evaluate nla=` reads. Killed, the same command goes on.
+`select`, the ladder of split `test` before and after (`ladder_before.json`, `ladder.json`), `held_out_before.json` and
+`held_out.json` (the same rows one by one), `health.json`, `health.png` and `run.json`. The folder is one that
+`diff_oracle.evaluate nla=` reads. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import numpy as np
 
 from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.bootstrap import Estimate
+from diff_oracle.nla.arms import BEGAN, HELD_OUT, HELD_OUT_BEFORE, LADDER, LADDER_BEFORE
 from diff_oracle.nla.evaluation import AR, Splits, evaluate_pair
 from diff_oracle.nla.health import draw_health
 from diff_oracle.nla.held_out import HeldOut, gains
@@ -47,8 +47,6 @@ from diff_oracle.training.processes import join_processes, of_first, wait
 from diff_oracle.training.sft import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
-HELD_OUT, HELD_OUT_BEFORE = "held_out.json", "held_out_before.json"
-LADDER, LADDER_BEFORE = "ladder.json", "ladder_before.json"
 
 
 @dataclass
@@ -61,8 +59,6 @@ class TrainRlConfig:
     """Where the dataset's folder lies now, if it is not where training found it."""
     rl: RlConfig = field(default_factory=RlConfig)
     """How the pair is trained."""
-    against: list[str] = field(default_factory=list)
-    """Finished runs of this command, from the same pair, that the result is compared with."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     run_dir: str | None = None
@@ -80,7 +76,6 @@ def run(config: TrainRlConfig) -> float | None:
     run_dir = Path(of_first(config.run_dir))  # each process's own clock may have named another one
     if (run_dir / "run.json").is_file():
         raise ValueError(f"{run_dir} holds a finished run: choose another run_dir=, or delete it")
-    others = {name: HeldOut.load(Path(name) / HELD_OUT) for name in config.against}
     source = load_pair_run(Path(config.nla), device)
     if AR not in source.readers:
         raise ValueError(f"nla={config.nla} has no transformer that reads: train one with diff_oracle.train_ar")
@@ -100,8 +95,7 @@ def run(config: TrainRlConfig) -> float | None:
         if name != AR:  # others than the one that learned with the writer: they are as they were
             reader.save(run_dir / FOLDERS[name])
     after = bench.measure(run_dir, LADDER, HELD_OUT)
-    found = {name: gains(after, other, source.ladder.resamples, source.seed) for name, other in others.items()}
-    found = {"the pair as it began": gains(after, before, source.ladder.resamples, source.seed)} | found
+    found = gains(after, before, source.ladder.resamples, source.seed)
     health = {"stopped": learning.stopped, "best_step": learning.best_step, "lines": learning.lines}
     about = provenance(device) | {
         "processes": processes.num_processes,
@@ -118,12 +112,11 @@ def run(config: TrainRlConfig) -> float | None:
     }
     draw_health(learning.lines, f"{config.rl.arm}: {run_dir.name}").savefig(run_dir / "health.png", dpi=120)
     _write(run_dir / "health.json", health | {"examples": learning.examples})
-    _write(run_dir / "gains.json", {name: {m: asdict(e) for m, e in of.items()} for name, of in found.items()})
     _write(run_dir / "run.json", about)
     Checkpoints(run_dir / CHECKPOINTS).delete()
     print_ladder(json.loads((run_dir / LADDER).read_text()))
     _report(found, learning)
-    return found["the pair as it began"]["fve"].value
+    return found["fve"].value
 
 
 class _Bench:
@@ -173,11 +166,10 @@ def _write(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _report(found: dict[str, dict[str, Estimate]], learning: ReinforcementLearning) -> None:
+def _report(found: dict[str, Estimate], learning: ReinforcementLearning) -> None:
     """What was gained, for people."""
-    for name, of in found.items():
-        shown = [f"{metric} {e.value:+.3f} [{e.ci_low:+.3f}, {e.ci_high:+.3f}]" for metric, e in of.items()]
-        print(f"over {name}: {', '.join(shown)}")
+    shown = [f"{metric} {e.value:+.3f} [{e.ci_low:+.3f}, {e.ci_high:+.3f}]" for metric, e in found.items()]
+    print(f"over {BEGAN}: {', '.join(shown)}")
     last = learning.lines[-1]["step"]
     print(f"best of {last} steps on select: {learning.best_step}")
     if learning.stopped is not None:

@@ -3,6 +3,7 @@
     python scripts/results.py save runs/demo tiny_logit_lens            # run directory -> results/tiny_logit_lens.json
     python scripts/results.py save runs/nla tiny_nla                    # also of train_ar, evaluate nla=… and verbalise
     python scripts/results.py sweep multirun/train/2026-11-22 inputs    # a sweep's folder -> results/inputs.json
+    python scripts/results.py rl multirun/rl tiny_rl                    # runs of train_rl -> results/tiny_rl.json
     python scripts/results.py readme                                    # results/*.json -> the README's tables
 
 A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number is written by hand.
@@ -22,6 +23,7 @@ from diff_oracle.evaluation.comparison import compare
 from diff_oracle.evaluation.report import markdown, markdown_table, markdown_verdicts
 from diff_oracle.evaluation.runs import Run, load_runs
 from diff_oracle.evaluation.verdict import judged, split_parts
+from diff_oracle.nla.arms import jobs_of, load_arms, markdown_arms, to_result
 from diff_oracle.nla.report import markdown_ladder, markdown_sites
 from diff_oracle.nla.saved import SavedLadder
 
@@ -66,6 +68,20 @@ def save_sweep(folder: Path, name: str) -> None:
     _write(name, {key: first[key] for key in ("command", "commit", "machine", "versions")} | {"runs": content})
 
 
+def save_rl(folder: Path, name: str) -> None:
+    """Writes one JSON with what reinforcement learning and its arms made of one pair, and their pictures beside it."""
+    arms = load_arms(jobs_of(folder))
+    first = _about(arms[0].about, folder)
+    content = {key: first[key] for key in ("command", "commit", "machine", "versions")} | to_result(arms)
+    for arm, kept in zip(arms, content["arms"], strict=True):
+        kept["config"] = _about(arm.about, folder)["config"]
+    _write(name, content)
+    for arm, run_dir in zip(arms, jobs_of(folder), strict=True):
+        if arm.about["config"]["rl"]["arm"] == "rl":
+            file = f"{name}_{arm.name.replace(', ', '_')}.png"
+            shutil.copy(run_dir / "health.png", ROOT / "results" / file)
+
+
 def _about(about: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """A run's provenance. Absolute paths are cut to their last part: where things lay is nobody's business."""
     if about["commit"] is None or about["commit"].endswith("+dirty"):
@@ -92,6 +108,8 @@ def update_readme(text: str) -> str:
 def _show(result: dict[str, Any]) -> str:
     if "runs" in result:
         return _show_sweep(result)
+    if "arms" in result:
+        return f"{_origin(result)}\n\n{markdown_arms(result)}"
     if "ladder" in result:
         ladder = SavedLadder(Run("", result, result["ladder"], [], {}), result["explanations"])
         return f"{_origin(result)}{_times(result)}\n\n{markdown_ladder(ladder)}"
@@ -151,6 +169,8 @@ def main() -> None:
             save(Path(run_dir), name)
         case ["sweep", folder, name]:
             save_sweep(Path(folder), name)
+        case ["rl", folder, name]:
+            save_rl(Path(folder), name)
         case ["readme"]:
             readme = ROOT / "README.md"
             readme.write_text(update_readme(readme.read_text()))

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from diff_oracle import evaluate, train, train_ar, train_rl
+from diff_oracle import evaluate, report, train, train_ar, train_rl
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
+from diff_oracle.nla.arms import BEGAN, load_arms, markdown_arms, to_result
 from diff_oracle.nla.held_out import HeldOut, gains
 from diff_oracle.nla.rl import ReinforcementLearning
+from diff_oracle.report import ReportConfig
 from diff_oracle.train import TrainConfig
 from diff_oracle.train_ar import TrainArConfig
 from diff_oracle.train_rl import TrainRlConfig
@@ -59,11 +61,11 @@ def test_a_run_leaves_the_pair_its_health_and_the_ladder_before_and_after(made: 
     assert health["stopped"] is None
     assert [line["step"] for line in health["lines"]] == [0, 1, 2]
     assert health["examples"][0]["measured"]
-    found = read(made / "rl" / "gains.json")["the pair as it began"]
+    found = gains(*(HeldOut.load(made / "rl" / name) for name in ("held_out.json", "held_out_before.json")), 50, 0)
     assert set(found) == {"fve", "true_claims", "failed"}
     fve = {line["rung"]: line["value"] for line in after if (line["metric"], line["site_group"]) == ("fve", "all")}
     began = {line["rung"]: line["value"] for line in before if (line["metric"], line["site_group"]) == ("fve", "all")}
-    assert found["fve"]["value"] == pytest.approx(fve["AV: AR"] - began["AV: AR"], abs=1e-5)
+    assert found["fve"].value == pytest.approx(fve["AV: AR"] - began["AV: AR"], abs=1e-5)
     assert (made / "rl" / "health.png").read_bytes().startswith(b"\x89PNG")
     assert not (made / "rl" / "checkpoints").exists()
 
@@ -75,22 +77,29 @@ def test_the_result_is_a_pair_that_evaluate_measures_again(made: Path) -> None:
 
 
 def test_a_killed_run_does_not_measure_again_and_arms_are_compared(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit = ReinforcementLearning.fit
     monkeypatch.setattr(ReinforcementLearning, "fit", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train_rl.run(config(made, "arm", "rl.arm=frozen_av", f"against=[{made / 'rl'}]"))
+        train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
     assert (made / "arm" / "ladder_before.json").is_file()
     assert not (made / "arm" / "run.json").exists()
     (made / "arm" / "ladder_before.json").write_text("[]")  # if it were measured again, this would go
     monkeypatch.setattr(ReinforcementLearning, "fit", fit)
-    train_rl.run(config(made, "arm", "rl.arm=frozen_av", f"against=[{made / 'rl'}]"))
+    train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
     assert read(made / "arm" / "ladder_before.json") == []
-    found = read(made / "arm" / "gains.json")
-    against = found[str(made / "rl")]["fve"]["value"]
-    over_rl = read(made / "rl" / "gains.json")["the pair as it began"]["fve"]["value"]
-    assert against == pytest.approx(found["the pair as it began"]["fve"]["value"] - over_rl)
+    (made / "arm" / "ladder_before.json").write_text((made / "rl" / "ladder_before.json").read_text())
+    result = to_result(load_arms([made / "rl", made / "arm"]))
+    gained = {(row["arm"], row["over"]): row["value"] for row in result["gains"] if row["metric"] == "fve"}
+    difference = gained["frozen_av", BEGAN] - gained["rl", BEGAN]
+    assert gained["frozen_av", "rl"] == pytest.approx(difference)
+    assert [arm["name"] for arm in result["arms"]] == ["rl", "frozen_av"]
+    assert result == json.loads(json.dumps(result))
+    report.run(compose("report", ReportConfig, [f"nla=[{made / 'rl'},{made / 'arm'}]", f"run_dir={tmp_path}"]))
+    shown = capsys.readouterr().out
+    assert "gain, paired, of" in shown and "frozen_av" in shown
+    assert f"| frozen_av | rl | {difference:.3f} [" in markdown_arms(result)
 
 
 def test_gains_by_hand() -> None:
@@ -107,8 +116,8 @@ def test_gains_by_hand() -> None:
 def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a finished run"):
         train_rl.run(config(made, "rl"))
-    with pytest.raises(ValueError, match=r"held_out.json is not there: name a finished run of diff_oracle.train_rl"):
-        train_rl.run(config(made, "x", f"against=[{tmp_path}]"))
+    with pytest.raises(ValueError, match=r"is no finished run of diff_oracle.train_rl: it has no run.json, held_out"):
+        load_arms([tmp_path])
     shutil.copytree(made / "pair", tmp_path / "pair")
     shutil.rmtree(tmp_path / "pair" / "nla")  # as reader=bag_of_words leaves it
     with pytest.raises(ValueError, match="has no transformer that reads"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from diff_oracle.nla.reward import judge
 from diff_oracle.nla.rows import Rows
 from diff_oracle.nla.rungs import Rebuilt
 from diff_oracle.randomness import keyed_rng
+from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.truth import Measured
 
 
@@ -61,6 +63,20 @@ class HeldOut:
             true_claims=[j.num_true / max(1, len(j.claims)) for j in judged],
             failed=[float(j.failed) for j in judged],
         )
+
+    @property
+    def groups(self) -> set[str]:
+        """Kinds of sites that are there."""
+        return {DiffSite.parse(site).group for site in self.site}
+
+    def where(self, group: str) -> HeldOut:
+        """The rows of one kind of sites."""
+        kept = [DiffSite.parse(site).group == group for site in self.site]
+        return HeldOut(**{name: list(compress(values, kept)) for name, values in vars(self).items()})
+
+    def failures(self, resamples: int, seed: int) -> Estimate:
+        """The share of explanations that failed, with its 95 % interval."""
+        return DocumentBootstrap(self.doc_id, resamples, keyed_rng(seed, "bootstrap")).estimate(np.array(self.failed))
 
     def save(self, file: Path) -> None:
         """Writes a JSON file."""

@@ -32,8 +32,11 @@ class _Fit:
         return cls(mean_x, mean_y, singular, right, left.T @ (y - mean_y), scale)
 
     def predict(self, x: Float[np.ndarray, "row feature"], penalty: float) -> Float[np.ndarray, "row d_model"]:
-        shrunk = self.singular / (self.singular**2 + penalty * self.scale + 1e-12)
-        return np.asarray(self.mean_y + ((x - self.mean_x) @ self.right.T * shrunk) @ self.projected)
+        return np.asarray(self.mean_y + ((x - self.mean_x) @ self.right.T * self.shrunk(penalty)) @ self.projected)
+
+    def shrunk(self, penalty: float) -> Float[np.ndarray, "rank"]:
+        """The diagonal of the readout."""
+        return np.asarray(self.singular / (self.singular**2 + penalty * self.scale + 1e-12))
 
 
 class SiteRidge:
@@ -71,9 +74,19 @@ class SiteRidge:
         result = np.empty((len(x), self._fits[POOLED].mean_y.shape[0]))
         for site, rows in rows_by_site(sites):
             fit = self._fits.get(site, self._fits[POOLED])
-            penalty = self._penalties.get(site, self._penalties.get(POOLED, PENALTIES[-1]))
-            result[rows] = fit.predict(x[rows], penalty)
+            result[rows] = fit.predict(x[rows], self._penalty(site))
         return result
+
+    def maps(self) -> dict[str, tuple[Float[np.ndarray, "feature d_model"], Float[np.ndarray, "d_model"]]]:
+        """W and b of each site, with which y = x W + b is what `predict` gives; under `POOLED` that of all sites."""
+        found = {}
+        for site, fit in self._fits.items():
+            weight = fit.right.T @ (fit.shrunk(self._penalty(site))[:, None] * fit.projected)
+            found[site] = weight, fit.mean_y - fit.mean_x @ weight
+        return found
+
+    def _penalty(self, site: str) -> float:
+        return self._penalties.get(site, self._penalties.get(POOLED, PENALTIES[-1]))
 
 
 def rows_by_site(sites: Sequence[str]) -> list[tuple[str, Int[np.ndarray, "_"]]]:

@@ -7,7 +7,7 @@
 The prompt is the oracle's own, with the explanation where the question stands. Its slots are empty, or hold the
 residual before the diff; or the context's text is shown. Behind the last token no final norm is applied but a linear
 head that starts as the identity: an untrained reconstructor gives what the truncated model holds there, in units of its
-mean size.
+mean size. With a floor the head starts at zero, and what it gives is added to what a bag of words tells (`floor`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diff_oracle.nla.bag import ClaimFeatures
+from diff_oracle.nla.floor import Floor
+from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig, decoder_blocks
 from diff_oracle.oracle.model import Oracle
@@ -32,9 +35,10 @@ from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, read_sid
 from diff_oracle.records import file_hash
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
+from diff_oracle.tasks.claims import parse
 from diff_oracle.tasks.text import Text
 
-READER, HEAD, SETTINGS = "reader", "head.safetensors", "reconstructor.json"
+READER, HEAD, FLOOR, SETTINGS = "reader", "head.safetensors", "floor.safetensors", "reconstructor.json"
 STATES, TARGETS = ("none", "vector", "text"), ("diff", "residual")
 
 
@@ -48,6 +52,8 @@ class ReconstructorConfig:
     """How it is told the state before the diff: `none`, `vector` (the residual, in the slots), `text` (the context)."""
     target: str = "diff"
     """What it rebuilds: the `diff`, or the `residual` that ridge regression from the state before leaves of it."""
+    floor: bool = True
+    """Whether the transformer adds to what a bag of words tells, or rebuilds all by itself."""
     show_site: bool = True
     """Whether it is told the site's name."""
     context_tokens: int = 96
@@ -71,6 +77,7 @@ class Reconstructor(nn.Module):
         config: What it is.
         reader: The truncated model with its adapter, prompts and injector.
         head: From the last token's residual to the diff.
+        floor: What the transformer adds to; None until it is fitted, or where there is none.
     """
 
     accepts_loss_kwargs = False
@@ -91,10 +98,12 @@ class Reconstructor(nn.Module):
         self.reader = Oracle(loaded, base, parts, adapter)
         d_model = loaded.identity.d_model
         self.head = nn.Linear(d_model, d_model, device=self.reader.device)
-        nn.init.eye_(self.head.weight)
+        (nn.init.zeros_ if config.floor else nn.init.eye_)(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.head.bias.requires_grad_(False)  # what is trained is matrices; the reader's own site tells the mean
         self.register_buffer("size", torch.ones((), device=self.reader.device))
+        self.floor: Floor | None = None
+        self._features = ClaimFeatures(loaded.model.get_output_embeddings().weight.detach().float().cpu().numpy())
 
     @classmethod
     def create(cls, base: SubjectConfig, config: ReconstructorConfig, device: str = "cpu") -> Reconstructor:
@@ -118,10 +127,22 @@ class Reconstructor(nn.Module):
         shown = diff.before if self.config.before == "vector" else np.zeros_like(diff.before)
         return self.reader.prompts.about(diff, explanation, instead=shown)
 
-    def forward(self, target: Float[Tensor, "row d_model"] | None = None, **batch: Any) -> dict[str, Tensor]:
+    def fit_floor(self, train: Rows, select: Rows, claims: tuple[Sequence[Claims], Sequence[Claims]]) -> None:
+        """Fits what the transformer adds to, where the configuration wants that."""
+        if self.config.floor:
+            self.floor = Floor.fit(self._features, train, select, claims).to(self.device)
+
+    def forward(
+        self,
+        target: Float[Tensor, "row d_model"] | None = None,
+        floor: Float[Tensor, "row d_model"] | None = None,
+        **batch: Any,
+    ) -> dict[str, Tensor]:
         """Reconstructions in q scale (`nla.metrics`), and their mean squared error where a target is given."""
         inputs = Batch(**batch)  # type: ignore[typeddict-item]
         rebuilt = self.head(self.residual(inputs).float() / self.size)
+        if floor is not None:
+            rebuilt = rebuilt + floor
         result = {"rebuilt": rebuilt}
         if target is not None:
             result = {"loss": nn.functional.mse_loss(rebuilt, target), **result}
@@ -142,12 +163,20 @@ class Reconstructor(nn.Module):
     def calibrate(self, diffs: Sequence[Diff], explanations: Sequence[Text]) -> None:
         """Sets the unit of size: the root mean square of these rows' residuals."""
         batch = self.batch(diffs, explanations)
-        self.size.copy_(self.residual(batch).float().pow(2).mean().sqrt())
+        batch.pop("floor", None)
+        self.size.copy_(self.residual(Batch(**batch)).float().pow(2).mean().sqrt())  # type: ignore[typeddict-item]
 
-    def batch(self, diffs: Sequence[Diff], explanations: Sequence[Text]) -> Batch:
-        """Rows to read, on the model's device."""
-        batch = self.reader.prompts.collate([self.prompt(*row) for row in zip(diffs, explanations, strict=True)])
-        return Batch(**{name: value.to(self.device) for name, value in batch.items()})  # type: ignore[typeddict-item, attr-defined]
+    def batch(self, diffs: Sequence[Diff], explanations: Sequence[Text]) -> dict[str, Tensor]:
+        """Rows to read, on the model's device, and what a bag of words tells of them."""
+        collated: Any = self.reader.prompts.collate(
+            [self.prompt(*row) for row in zip(diffs, explanations, strict=True)]
+        )
+        batch = {name: value.to(self.device) for name, value in collated.items()}
+        if self.floor is None:
+            return batch
+        words = self.reader.vocabulary
+        claims = [parse(words.show(explanation), words).claims for explanation in explanations]
+        return batch | {"floor": self.floor([diff.site for diff in diffs], claims)}
 
     @torch.no_grad()
     def reconstruct(
@@ -168,7 +197,10 @@ class Reconstructor(nn.Module):
         folder = Path(folder)
         self.reader.save(folder / READER)
         save_file({"weight": self.head.weight.detach().cpu(), "size": self.size.cpu()}, folder / HEAD)
-        content = {"config": asdict(self.config), "sha256": file_hash(folder / HEAD)}
+        content: dict[str, Any] = {"config": asdict(self.config), "sha256": file_hash(folder / HEAD)}
+        if self.floor is not None:
+            self.floor.save(folder / FLOOR)
+            content["floor_sha256"] = file_hash(folder / FLOOR)
         (folder / SETTINGS).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
@@ -182,8 +214,9 @@ class Reconstructor(nn.Module):
         if not (folder / SETTINGS).is_file():
             raise ValueError(f"{folder} holds no reconstructor: it has no {SETTINGS}")
         content = json.loads((folder / SETTINGS).read_text())
-        if not (folder / HEAD).is_file() or file_hash(folder / HEAD) != content["sha256"]:
-            raise ValueError(f"{folder} is damaged: {HEAD} is missing or not what was saved")
+        for file, key in ((HEAD, "sha256"), (FLOOR, "floor_sha256")):
+            if key in content and (not (folder / file).is_file() or file_hash(folder / file) != content[key]):
+                raise ValueError(f"{folder} is damaged: {file} is missing or not what was saved")
         settings = content["config"]
         config = ReconstructorConfig(**settings | {"lora": LoraOptions(**settings["lora"])})
         sidecar = read_sidecar(folder / READER)
@@ -196,6 +229,8 @@ class Reconstructor(nn.Module):
         with torch.no_grad():
             made.head.weight.copy_(saved["weight"])
             made.size.copy_(saved["size"])
+        if "floor_sha256" in content:
+            made.floor = Floor.load(folder / FLOOR, made._features).to(made.device)
         return made.eval()
 
 

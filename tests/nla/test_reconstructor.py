@@ -26,7 +26,8 @@ TEXTS: list[Text] = [(), ("raises:", 500), ("raises:", 500, "\nlowers:", 501, "\
 def made(architecture: str = "llama", **config: object) -> Reconstructor:
     torch.manual_seed(0)
     base = SubjectConfig(source="random", architecture=architecture)
-    return Reconstructor.create(base, ReconstructorConfig(lora=LoraOptions(rank=4, alpha=4.0), **config)).eval()  # type: ignore[arg-type]
+    settings: dict = {"lora": LoraOptions(rank=4, alpha=4.0), "floor": False} | config  # type: ignore[type-arg]
+    return Reconstructor.create(base, ReconstructorConfig(**settings)).eval()
 
 
 def diffs(model: Reconstructor, number: int = 3) -> list:  # type: ignore[type-arg]

@@ -1,0 +1,171 @@
+"""Runs of reinforcement learning from one pair, side by side: what each made of it, and what it has over the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diff_oracle.evaluation.report import markdown, score_text
+from diff_oracle.evaluation.verdict import Row
+from diff_oracle.nla.evaluation import AR, SECOND_AR
+from diff_oracle.nla.health import Line
+from diff_oracle.nla.held_out import HeldOut, gains
+
+HELD_OUT, HELD_OUT_BEFORE = "held_out.json", "held_out_before.json"
+LADDER, LADDER_BEFORE = "ladder.json", "ladder_before.json"
+BEGAN = "the pair as it began"
+SHOWN = (
+    ("FVE", "fve", f"AV: {AR}"),
+    ("true claims", "true_claims", "AV: bag"),
+    ("coverage", "coverage", "AV: bag"),
+    ("claims", "claims", "AV: bag"),
+    ("quotes", "quotes", "AV: bag"),
+    ("no explanation, or cut off", "failed", "AV: bag"),
+    ("FVE of the true claims alone", "fve", f"AV, false claims removed: {AR}"),
+    ("FVE, reordered", "fve", f"AV, reordered: {AR}"),
+    ("FVE, paraphrased", "fve", f"AV, paraphrased: {AR}"),
+    ("FVE, quotes only", "fve", f"AV, quotes only: {AR}"),
+    ("FVE, quotes stripped", "fve", f"AV, quotes stripped: {AR}"),
+    ("FVE, read by a bag of words that learned from gold alone", "fve", "AV: bag"),
+    ("FVE, read by another seed's AR that learned from gold alone", "fve", f"AV: {SECOND_AR}"),
+    ("FVE of gold claims", "fve", f"gold: {AR}"),
+    ("FVE of gold claims, bag of words", "fve", "gold: bag"),
+    ("FVE of a rotated codebook, bag of words", "fve", "rotated_codebook: bag"),
+)
+"""What is shown of each run: words, metric and rung of its ladder."""
+GROUPS = ("all", "heads", "layers")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A finished run of `diff_oracle.train_rl`."""
+
+    name: str
+    """`rl`, `frozen_av`, `sft_continued`; `rl, truth_gated`; other settings that differ are in the run's own name."""
+    about: Mapping[str, Any]
+    """run.json."""
+    before: Sequence[Row]
+    """The ladder of the pair as it began."""
+    ladder: Sequence[Row]
+    """The ladder behind the run."""
+    held_out: tuple[HeldOut, HeldOut]
+    """Before and after, row by row."""
+    health: Mapping[str, Any]
+    """health.json."""
+
+
+def jobs_of(folder: Path) -> list[Path]:
+    """The finished jobs of a sweep's folder, in their order; what is no such folder stays itself."""
+    jobs = sorted((path.parent for path in folder.glob("*/run.json")), key=lambda job: (len(job.name), job.name))
+    return [folder] if (folder / "run.json").is_file() or not jobs else jobs
+
+
+def load_arms(folders: Sequence[Path]) -> list[Arm]:
+    """Reads finished runs.
+
+    Raises:
+        ValueError: A folder holds no finished run of reinforcement learning.
+    """
+    for folder in folders:
+        if missing := [name for name in ("run.json", HELD_OUT, HELD_OUT_BEFORE) if not (folder / name).is_file()]:
+            raise ValueError(f"{folder} is no finished run of diff_oracle.train_rl: it has no {', '.join(missing)}")
+    return [_load(folder) for folder in folders]
+
+
+def _load(run_dir: Path) -> Arm:
+    about, before, after, health = (
+        json.loads((run_dir / name).read_text()) for name in ("run.json", LADDER_BEFORE, LADDER, "health.json")
+    )
+    rl = about["config"]["rl"]
+    name = rl["arm"] + (", truth_gated" if rl["reward"]["truth_gated"] and rl["arm"] == "rl" else "")
+    held_out = HeldOut.load(run_dir / HELD_OUT_BEFORE), HeldOut.load(run_dir / HELD_OUT)
+    return Arm(name, about, before, after, held_out, health)
+
+
+def gains_of(arms: Sequence[Arm], seed: int = 0, resamples: int = 2000) -> list[Row]:
+    """What each has over how the pair began, and over each of the arms named before it, on the same held-out rows.
+
+    Returns:
+        Rows `{arm, over, metric, value, ci_low, ci_high, n, n_docs}`; metrics `fve`, `true_claims`, `failed`, those of
+        heads and layers apart as `fve heads`, `fve layers`.
+    """
+    rows: list[Row] = []
+    for i, arm in enumerate(arms):
+        began, ours = arm.held_out
+        for name, theirs in [(BEGAN, began), *((other.name, other.held_out[1]) for other in arms[:i])]:
+            found = {"": gains(ours, theirs, resamples, seed)}
+            kinds = [group for group in GROUPS[1:] if group in ours.groups]
+            found |= {f" {kind}": gains(ours.where(kind), theirs.where(kind), resamples, seed) for kind in kinds}
+            rows += [
+                {"arm": arm.name, "over": name, "metric": metric + group, **asdict(estimate)}
+                for group, of_group in found.items()
+                for metric, estimate in of_group.items()
+                if metric == "fve" or not group
+            ]
+    return rows
+
+
+def to_result(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Everything that is kept of a comparison, as JSON holds it."""
+
+    def kept(ladder: Sequence[Row], held_out: HeldOut) -> list[Row]:
+        wanted = {(metric, rung) for _, metric, rung in SHOWN}
+        failed = {"rung": "AV: bag", "site_group": "all", "metric": "failed", **asdict(held_out.failures(2000, 0))}
+        rows = [row for row in ladder if (row["metric"], row["rung"]) in wanted and row["site_group"] in GROUPS]
+        return [*rows, failed]
+
+    return {
+        "began": kept(arms[0].before, arms[0].held_out[0]),
+        "arms": [
+            {
+                "name": arm.name,
+                "config": arm.about["config"],
+                "seconds": arm.about["seconds"],
+                "best_step": arm.health["best_step"],
+                "stopped": arm.health["stopped"],
+                "last_steps": _last(arm.health["lines"]),
+                "ladder": kept(arm.ladder, arm.held_out[1]),
+            }
+            for arm in arms
+        ],
+        "gains": gains_of(arms),
+    }
+
+
+def _last(lines: Sequence[Line], window: int = 20) -> dict[str, float]:
+    """Means over the last steps of what every step shows."""
+    some = [line for line in lines if line["step"]][-window:]
+    names = [name for name in some[-1] if name != "step" and not name.startswith("select/")]
+    values = {name: [line[name] for line in some if name in line] for name in names}
+    return {name: sum(of) / len(of) for name, of in values.items()}
+
+
+def markdown_arms(result: Mapping[str, Any]) -> str:
+    """Two tables: what each arm's pair does on held-out rows, and what it has over the others there."""
+    return "\n\n".join(map(markdown, _tables(result)))
+
+
+def _tables(result: Mapping[str, Any]) -> list[list[list[str]]]:
+    columns = {BEGAN: result["began"], **{arm["name"]: arm["ladder"] for arm in result["arms"]}}
+    lines = [["held-out rows, all sites [95 % CI]", *columns]]
+    for words, metric, rung in SHOWN:
+        cells = [score_text(_of(ladder, metric, rung, "all")) for ladder in columns.values()]
+        if any(cells):
+            lines.append([words, *cells])
+    for group in GROUPS[1:]:
+        lines.append([f"FVE, {group}", *(score_text(_of(of, "fve", f"AV: {AR}", group)) for of in columns.values())])
+    metrics = list(dict.fromkeys(str(row["metric"]) for row in result["gains"]))
+    pairs = dict.fromkeys((str(row["arm"]), str(row["over"])) for row in result["gains"])
+    found = {(row["arm"], row["over"], row["metric"]): row for row in result["gains"]}
+    gained = [["gain, paired, of", "over", *metrics]]
+    gained += [[arm, over, *(score_text(found.get((arm, over, metric))) for metric in metrics)] for arm, over in pairs]
+    return [lines, gained]
+
+
+def _of(ladder: Sequence[Row], metric: str, rung: str, group: str) -> Row | None:
+    return next(
+        (row for row in ladder if (row["metric"], row["rung"], row["site_group"]) == (metric, rung, group)), None
+    )
