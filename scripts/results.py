@@ -4,9 +4,10 @@
     python scripts/results.py save runs/nla tiny_nla                    # also of train_ar, evaluate nla=… and verbalise
     python scripts/results.py sweep multirun/train/2026-11-22 inputs    # a sweep's folder -> results/inputs.json
     python scripts/results.py rl multirun/rl tiny_rl                    # runs of train_rl -> results/tiny_rl.json
-    python scripts/results.py readme                                    # results/*.json -> the README's tables
+    python scripts/results.py readme                                    # results/*.json -> README.md, docs/results.md
 
-A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number is written by hand.
+A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number is written by hand. What
+is folded away in a table stands in docs/results.md alone, which holds all results, whole.
 """
 
 from __future__ import annotations
@@ -96,13 +97,26 @@ def _write(name: str, content: Mapping[str, Any]) -> None:
 
 
 def update_readme(text: str) -> str:
-    """The README with every table written anew."""
+    """The README with every table written anew, without what is folded away."""
 
     def table(match: re.Match[str]) -> str:
-        result = json.loads((ROOT / match[1]).read_text())
-        return f"<!-- {match[1]} -->\n{_show(result)}\n<!-- end -->"
+        shown = _show(json.loads((ROOT / match[1]).read_text()))
+        short = re.sub(r"\n*<details>.*?</details>", "", shown, flags=re.DOTALL)
+        name = Path(match[1]).stem
+        more = f"\n\n[In full](docs/results.md#{name})" if short != shown else ""
+        return f"<!-- {match[1]} -->\n{short}{more}\n<!-- end -->"
 
     return re.sub(r"<!-- (results/\S+\.json) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def all_results() -> str:
+    """Every result, whole, as Markdown."""
+    files = sorted((ROOT / "results").glob("*.json"))
+    parts = [f"## {file.stem}\n\n{_show(json.loads(file.read_text()))}" for file in files]
+    head = (
+        "# Results\n\nWritten by `python scripts/results.py readme` from `results/`: every table of the README in full."
+    )
+    return "\n\n".join([head, *parts]) + "\n"
 
 
 def _show(result: dict[str, Any]) -> str:
@@ -174,6 +188,8 @@ def main() -> None:
         case ["readme"]:
             readme = ROOT / "README.md"
             readme.write_text(update_readme(readme.read_text()))
+            (ROOT / "docs").mkdir(exist_ok=True)
+            (ROOT / "docs" / "results.md").write_text(all_results())
         case _:
             sys.exit(__doc__)
 

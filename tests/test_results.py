@@ -120,9 +120,13 @@ def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -
     filled = results.update_readme(README)
     assert "an old table" not in filled
     one, two = filled.split("Between.")
-    assert "| matched | 0.111 [0.100, 0.900] |" in one
+    assert "| 0.111 [0.100, 0.900] |" in one
     assert "0.222" not in one
-    assert "| matched | 0.222 [0.100, 0.900] |" in two
+    assert "| 0.222 [0.100, 0.900] |" in two
+    assert "<details>" not in filled and "| matched |" not in filled  # what is folded away stands elsewhere, whole:
+    assert "[In full](docs/results.md#two)" in two
+    whole = results.all_results()
+    assert "## two\n\n" in whole and "| matched | 0.222 [0.100, 0.900] |" in whole
     assert "`python -m train run_dir=two a/b=c` · commit 012345678 · cpu, 2 cores · train 61 s" in two
     assert filled.startswith("# Title\n\n<!-- results/one.json -->\n")
     assert filled.endswith("<!-- end -->\nAfter.\n")
@@ -138,6 +142,7 @@ def test_the_command_writes_the_readme(root: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.argv", ["results.py", "readme"])
     results.main()
     assert (root / "README.md").read_text() == results.update_readme(README)
+    assert (root / "docs" / "results.md").read_text() == results.all_results()
 
 
 def test_a_benchmark_shows_what_stands_at_its_top(root: Path) -> None:
