@@ -4,13 +4,17 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diff_oracle import explain_head
 from diff_oracle.explain import Explanations
+from diff_oracle.explain.store import FILE
+from diff_oracle.oracle.reading import Reading
 from diff_oracle.records import split_of
 from tests.explain.conftest import untrained_oracle
+from tests.explain.killing import killed_once_begun
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,37 @@ def test_a_site_over_the_documents_that_training_did_not_see(
     assert f"L3H2 at {2 * len(unseen)} places of {len(unseen)} texts" in out
     assert "Raises?" in out and "where it is strongest, by skip_kl" in out and "\x1b" not in out
     assert out.endswith("out/summary.json\nout/explanations.json\nout/explanations.parquet\nout/explanations.html\n")
+
+
+def test_what_a_killed_run_has_explained_is_not_asked_again(
+    oracle_dir: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"oracle={oracle_dir}", "head=L3H2", "tasks_asked=[logit_lens]", "free_question=null", "batch_size=1")
+    words += ("sampling.positions_per_window=1", "corpus=text_files", "corpus.path=texts")
+    left, finished = killed_once_begun("diff_oracle.explain_head", words, Path.cwd(), Path.cwd() / "out")
+    number = sum(split_of(text) == "test" for text in texts.values())
+    assert 1 <= finished < number
+    generate, asked = Reading.generate, []
+
+    def interrupted(self: Reading, *args: Any) -> list[str]:
+        asked.append(args)
+        if len(asked) == 4:  # each place is asked for two lists: in the midst of the second place
+            raise KeyboardInterrupt
+        return generate(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(Reading, "generate", interrupted)
+        call(patch, *words, "run_dir=out")
+    assert ended.value.code == 130
+    assert Path("out", FILE).read_bytes().startswith(left)
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "generate", lambda self, *args: asked.append(args) or generate(self, *args))
+        call(patch, *words, "run_dir=out")
+    assert f"{finished + 1}/{number}" in capsys.readouterr().err
+    assert len(asked) == 2 * (number - finished - 1)
+    assert [item.text for item in Explanations.load("out").items] == list(range(number))
+    assert json.loads(Path("out/summary.json").read_text())["num_explained"] == number
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ class Reconstruction:
     It gives a direction, at the size where the root mean square is 1. With q the diff at this size and p the
     reconstruction as it is, 1 − ‖q − p‖² / ‖q‖² is the share of the diff that is rebuilt: 1 where p = q, 0 where p = 0,
     below 0 where p leads away. No mean of the site is taken off, for a pair's files hold none; what the reconstructor
-    makes of no words stands in its place. `DiffNLA.reconstruct` gives the vector.
+    makes of no words stands in its place, which flatters the words where it is worse than the site's mean (rung `AV,
+    empty: AR` of the ladder). `DiffNLA.reconstruct` gives the vector.
     """
 
     cosine: float

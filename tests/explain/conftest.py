@@ -24,7 +24,7 @@ def untrained_oracle(base: SubjectConfig | None = None) -> Oracle:
 def untrained_pair(oracle: Oracle) -> DiffNLA:
     """That oracle, and a reconstructor of one block as training begins with it."""
     torch.manual_seed(1)
-    config = ReconstructorConfig(blocks=1, lora=LoraOptions(rank=4, alpha=4.0))
+    config = ReconstructorConfig(blocks=1, floor=False, lora=LoraOptions(rank=4, alpha=4.0))
     ar = Reconstructor.create(oracle.base, config).eval()
     return DiffNLA(oracle, ar, ExplanationConfig(num_raised=1, num_lowered=1, num_read=1))
 

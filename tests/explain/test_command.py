@@ -1,17 +1,15 @@
 """The command, as a person runs it: killed and started again, with texts of any kind, with wrong words."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,11 +17,14 @@ from diff_oracle.cli import compose
 from diff_oracle.explain import Explainer, Explanations, __main__, explain
 from diff_oracle.explain.__main__ import ExplainConfig, hydra_words
 from diff_oracle.explain.store import FILE
+from diff_oracle.nla import DiffNLA
 from diff_oracle.oracle.reading import Reading
+from diff_oracle.subject.capture import diffs_of_text
+from diff_oracle.subject.model import Subject
 from diff_oracle.tasks import make_tasks
-from tests.explain.conftest import untrained_oracle
+from tests.explain.conftest import untrained_oracle, untrained_pair
+from tests.explain.killing import killed_once_begun
 
-ROOT = Path(__file__).parents[2]
 TEXT = "The value is returned by the function, and then"
 ODD = ["<script>alert(1)</script>", "a, {b: 1} [c] 'd' \"e\" ${f} \\", "שלום, עולם", "a 😀\u200d b", "\ttab\nline\x00"]
 
@@ -46,25 +47,11 @@ def test_what_a_killed_run_has_explained_is_not_asked_again(
     oracle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], explainer: Explainer,
 ) -> None:  # fmt: skip
-    words = (*QUICK, f"oracle={oracle_dir}", f"text={TEXT}", "sites=layers", f"run_dir={tmp_path / 'out'}")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "diff_oracle.explain", *words],
-        cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    file = tmp_path / "out" / FILE
-    while not (file.exists() and file.read_bytes().count(b"\n") > 1):
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    before = file.read_bytes()
-    finished = before.count(b"\n") - 1
+    words = (*QUICK, f"oracle={oracle_dir}", f"text={TEXT}", "sites=layers")
+    left, finished = killed_once_begun("diff_oracle.explain", words, tmp_path, tmp_path / "out")
     assert 1 <= finished < 6
-    assert not (tmp_path / "out" / "explanations.json").exists()
-
-    call(monkeypatch, *words)
-    assert file.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    call(monkeypatch, *words, f"run_dir={tmp_path / 'out'}")
+    assert (tmp_path / "out" / FILE).read_bytes().startswith(left)
     assert f"{finished}/6" in capsys.readouterr().err
     found = Explanations.load(tmp_path / "out")
     tasks = make_tasks({"logit_lens": {}})
@@ -162,6 +149,9 @@ def test_sites_are_named_as_they_are(word: str, names: list[str]) -> None:
         (["text_file=latin1.txt"], "latin1.txt is not UTF-8"),
         (["text=a b", "batch_size=0"], "batch_size at least 1, got 8 and 0"),
         (["text=a b", "oracle=nowhere"], "nowhere"),
+        (["text=a b", "nla=nowhere"], "give either oracle=RUN, of diff_oracle.train, or nla=RUN"),
+        (["text=a b", "oracle=null", "nla=nowhere"], "nowhere holds no diff-NLA"),
+        (["text=a b", "oracle=null"], "give either oracle=RUN"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
@@ -189,3 +179,47 @@ def test_another_oracle_or_text_is_no_continuation(
         call(monkeypatch, *words, "text=another")
     assert f"{tmp_path} holds explanations with another texts: choose another run_dir" in capsys.readouterr().err
     assert Explanations.load(tmp_path).texts[0].text == "one two three"
+
+
+@pytest.fixture
+def pair_run(tmp_path: Path) -> Path:
+    """What `train_ar` leaves of a pair, and the run that its oracle is of."""
+    for name, content in (("trained", {"config": {"tasks": {"attention": {"num_asked": 2}}}}), ("pair", {})):
+        (tmp_path / name).mkdir()
+        content |= {"oracle": str(tmp_path / "trained")} if name == "pair" else {}
+        (tmp_path / name / "run.json").write_text(json.dumps(content))
+    untrained_pair(untrained_oracle()).save(tmp_path / "pair" / "nla")
+    return tmp_path / "pair"
+
+
+def test_a_pair_is_named_by_its_run_and_not_confused_with_another(
+    pair_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    words = (f"text={TEXT}", "sites=[L0,L1]", f"run_dir={tmp_path / 'out'}")
+    said = "raises: the\nreads: by"
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "generate", lambda self, rows, *_: [said] * len(rows))
+        call(patch, *words, f"nla={pair_run}")
+    out = capsys.readouterr().out
+    assert "rebuilt from" in out
+    found = Explanations.load(tmp_path / "out")
+    assert f"on average, the words carried {found.rebuilt['carried']:.1%} of a diff" in out
+    assert {answer.task for item in found.items for answer in item.answers} == {
+        "attention"
+    }  # as its oracle was trained
+    assert found.oracle == str(pair_run) and "carried" in found.conventions
+    pair = DiffNLA.from_pretrained(pair_run / "nla")
+    for item in found.items:
+        assert item.rebuilt is not None and (item.explanation, len(item.explanation_claims)) == (said, 2)
+        rebuilt = pair.reconstruct(said, item.site)
+        (diff,) = diffs_of_text(Subject.load(pair.av.base), TEXT, [item.site], [-1])
+        cosine = rebuilt @ diff.diff / np.linalg.norm(rebuilt) / np.linalg.norm(diff.diff)
+        assert item.rebuilt.cosine == pytest.approx(cosine, abs=1e-4)
+
+    with torch.no_grad():
+        pair.ar.head.weight += 0.1
+    pair.ar.save(pair_run / "nla" / "ar")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *words, f"nla={pair_run}")
+    assert "holds explanations with another oracle" in capsys.readouterr().err
