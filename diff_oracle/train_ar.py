@@ -171,11 +171,12 @@ def _train_readers(
         logger.info("training: %s", name)
         torch.manual_seed(seed)  # the adapter's start; every other draw is keyed
         readers[name] = Reconstructor.create(av.base, kind, device)
+        readers[name].wordings = wordings
         readers[name].fit_floor(train, penalties_on, (train.gold, penalties_on.gold))
         folder = run_dir / FOLDERS[name]
         settings = {"reading": asdict(reading), "ar": asdict(kind), "training": asdict(config.training), "seed": seed}
         history = train_reconstructor(
-            readers[name], train, select, claims, config.training, reading, seed, folder, shared | settings, wordings
+            readers[name], train, select, claims, config.training, reading, seed, folder, shared | settings
         )
         skipped[name] = skipped_steps(history)
     return readers, skipped

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diff_oracle import train
+from diff_oracle import evaluate, train
 from diff_oracle.cli import compose
 from diff_oracle.evaluation.metrics import selection_metric
 from diff_oracle.oracle import storage
@@ -83,7 +83,7 @@ def test_evaluating_again_gives_the_same_numbers(trained: Path) -> None:
     assert (trained / "again" / "eval.json").read_text() == (trained / "run" / "eval.json").read_text()
 
 
-def test_an_oracle_of_another_model_and_a_folder_without_one_are_refused(trained: Path) -> None:
+def test_an_oracle_of_another_model_is_refused_in_one_line(trained: Path) -> None:
     sidecar = trained / "run" / "oracle" / "oracle.json"
     content = sidecar.read_text()
     changed = json.loads(content)
@@ -95,19 +95,28 @@ def test_an_oracle_of_another_model_and_a_folder_without_one_are_refused(trained
     assert done.returncode == 2
     assert "oracle of another model" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = command(trained, "diff_oracle.evaluate", "oracle=nowhere", "run_dir=refused")
-    assert (done.returncode, done.stderr) == (
-        2, "error: oracle=nowhere is no run directory of diff_oracle.train: it has no run.json\n"
-    )  # fmt: skip
-    about = trained / "run" / "run.json"
-    content = about.read_text()
-    for damaged, said in ((content[:-40], "JSONDecodeError"), ("{}", "KeyError: 'dataset'")):
-        about.write_text(damaged)
-        done = command(trained, "diff_oracle.evaluate", "oracle=run", "run_dir=refused")
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: run/run.json cannot be read: " + said)
-    about.write_text(content)
     assert not (trained / "refused").exists()
+
+
+def test_a_folder_without_an_oracle_and_a_damaged_one_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def refused(source: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["evaluate", f"oracle={source}", "run_dir=refused"])
+        with pytest.raises(SystemExit) as ended:
+            evaluate.main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert refused("nowhere") == "error: oracle=nowhere is no run directory of diff_oracle.train: it has no run.json\n"
+    Path("run").mkdir()
+    for damaged, said in (('{"dataset": "x"', "JSONDecodeError"), ("{}", "KeyError: 'dataset'")):
+        Path("run/run.json").write_text(damaged)
+        assert refused("run").startswith("error: run/run.json cannot be read: " + said)
+    assert not Path("refused").exists()
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,11 @@ from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, read_sid
 from diff_oracle.records import file_hash
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
-from diff_oracle.tasks.claims import parse
+from diff_oracle.tasks.claims import WORDINGS, ClaimKind, parse
 from diff_oracle.tasks.text import Text
 
 READER, HEAD, FLOOR, SETTINGS = "reader", "head.safetensors", "floor.safetensors", "reconstructor.json"
+Wordings = dict[ClaimKind, tuple[str, ...]]
 STATES, TARGETS = ("none", "vector", "text"), ("diff", "residual")
 
 
@@ -78,6 +79,7 @@ class Reconstructor(nn.Module):
         reader: The truncated model with its adapter, prompts and injector.
         head: From the last token's residual to the diff.
         floor: What the transformer adds to; None until it is fitted, or where there is none.
+        wordings: Words by which it knows each kind of claim (`nla.rewriting` finds more).
     """
 
     accepts_loss_kwargs = False
@@ -103,6 +105,7 @@ class Reconstructor(nn.Module):
         self.head.bias.requires_grad_(False)  # what is trained is matrices; the reader's own site tells the mean
         self.register_buffer("size", torch.ones((), device=self.reader.device))
         self.floor: Floor | None = None
+        self.wordings: Wordings = dict(WORDINGS)
         self._features = ClaimFeatures(loaded.model.get_output_embeddings().weight.detach().float().cpu().numpy())
 
     @classmethod
@@ -175,7 +178,7 @@ class Reconstructor(nn.Module):
         if self.floor is None:
             return batch
         words = self.reader.vocabulary
-        claims = [parse(words.show(explanation), words).claims for explanation in explanations]
+        claims = [parse(words.show(explanation), words, self.wordings).claims for explanation in explanations]
         return batch | {"floor": self.floor([diff.site for diff in diffs], claims)}
 
     @torch.no_grad()
@@ -198,6 +201,8 @@ class Reconstructor(nn.Module):
         self.reader.save(folder / READER)
         save_file({"weight": self.head.weight.detach().cpu(), "size": self.size.cpu()}, folder / HEAD)
         content: dict[str, Any] = {"config": asdict(self.config), "sha256": file_hash(folder / HEAD)}
+        if self.wordings != WORDINGS:
+            content["wordings"] = self.wordings
         if self.floor is not None:
             self.floor.save(folder / FLOOR)
             content["floor_sha256"] = file_hash(folder / FLOOR)
@@ -229,6 +234,8 @@ class Reconstructor(nn.Module):
         with torch.no_grad():
             made.head.weight.copy_(saved["weight"])
             made.size.copy_(saved["size"])
+        if "wordings" in content:
+            made.wordings = {kind: tuple(words) for kind, words in content["wordings"].items()}
         if "floor_sha256" in content:
             made.floor = Floor.load(folder / FLOOR, made._features).to(made.device)
         return made.eval()

@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diff_oracle.nla.chat import Chat, Endpoint, LocalChat, Messages, Remembered
+from diff_oracle.nla.reconstructor import Wordings
 from diff_oracle.nla.rows import Claims
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
@@ -30,7 +31,6 @@ from diff_oracle.tasks.text import Vocabulary
 
 logger = logging.getLogger(__name__)
 SOURCES = ("none", "endpoint", "local")
-Wordings = dict[ClaimKind, tuple[str, ...]]
 
 TASK = """\
 A list says what one step of a language model does, one claim a line:

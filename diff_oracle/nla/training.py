@@ -175,7 +175,6 @@ def train_reconstructor(
     seed: int,
     run_dir: Path,
     settings: dict[str, Any] | None = None,
-    wordings: Mapping[ClaimKind, tuple[str, ...]] = MappingProxyType(WORDINGS),
 ) -> list[dict[str, Any]]:
     """Trains in place, from the last checkpoint where there is one; the best state on the select rows is kept.
 
@@ -189,7 +188,6 @@ def train_reconstructor(
         seed: Keys every draw.
         run_dir: Checkpoints go in here, and stay.
         settings: What must be the same for a training to go on.
-        wordings: Words that each kind of claim may be read in (`nla.rewriting`).
 
     Returns:
         The log.
@@ -201,7 +199,7 @@ def train_reconstructor(
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     checkpoints.refuse_others(settings or {})
     checkpoints.claim(settings or {})
-    dataset = ReadingDataset(claims[0], reading, config.steps * config.batch_size, seed, wordings)
+    dataset = ReadingDataset(claims[0], reading, config.steps * config.batch_size, seed, model.wordings)
     texts: list[Text] = [() if reading.context_only else write(row) for row in claims[1]]
     first = [dataset[i] for i in range(min(len(dataset), config.batch_size))]
     model.calibrate([train.records[row] for row, _ in first], [text for _, text in first])

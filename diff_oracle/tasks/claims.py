@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from diff_oracle.tasks.text import Text, Vocabulary
@@ -31,7 +32,6 @@ ONLY_SINK, NO_CHANGE = "only the sink", "no change"
 WORDS: dict[ClaimKind, str] = {"reads": ONLY_SINK, "skipped": NO_CHANGE}
 """What a claim may say in place of a token."""
 
-_KIND_OF = {wording: kind for kind, wordings in WORDINGS.items() for wording in wordings}
 _BETWEEN = ": "  # before words; a token brings its own space
 
 
@@ -72,12 +72,15 @@ def write(claims: Sequence[Claim], words: Mapping[ClaimKind, str] | None = None)
     return tuple(text)
 
 
-def parse(explanation: str, vocabulary: Vocabulary) -> Parsed:
+def parse(
+    explanation: str, vocabulary: Vocabulary, wordings: Mapping[ClaimKind, Sequence[str]] = MappingProxyType(WORDINGS)
+) -> Parsed:
     """The claims of an explanation; the inverse of `write`, whatever the wording."""
+    kind_of = {wording: kind for kind, of_kind in wordings.items() for wording in of_kind}
     claims: dict[Claim, None] = {}
     others = []
     for line in filter(None, explanation.split("\n")):
-        claim = _parse_line(line, vocabulary)
+        claim = _parse_line(line, vocabulary, kind_of)
         if claim is None:
             others.append(line)
         else:
@@ -85,9 +88,9 @@ def parse(explanation: str, vocabulary: Vocabulary) -> Parsed:
     return Parsed(tuple(claims), tuple(others))
 
 
-def _parse_line(line: str, vocabulary: Vocabulary) -> Claim | None:
+def _parse_line(line: str, vocabulary: Vocabulary, kind_of: Mapping[str, ClaimKind]) -> Claim | None:
     key, colon, said = line.partition(":")
-    kind = _KIND_OF.get(key)
+    kind = kind_of.get(key)
     if kind is None or not colon:
         return None
     if kind in WORDS and said == f" {WORDS[kind]}":

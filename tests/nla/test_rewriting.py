@@ -10,13 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from diff_oracle.nla.chat import Endpoint, LocalChat, Messages, Remembered
+from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rewriting import RewritingConfig, collect, more_wordings, question, words_of
 from diff_oracle.nla.training import ReadingConfig, ReadingDataset
 from diff_oracle.subject.loading import SubjectConfig
-from diff_oracle.tasks.claims import WORDINGS, Claim
+from diff_oracle.tasks.claims import WORDINGS, Claim, parse, write
 from tests.helpers import random_loaded
+from tests.nla.test_reconstructor import made, readable_rows
 from tests.tasks.made import VOCABULARY
 
 (SPACED, PLAIN) = (next(i for i, t in enumerate(VOCABULARY.texts) if t == text) for text in (" return", "return"))
@@ -82,20 +85,32 @@ def test_every_text_in_the_new_words_says_which_claims_it_makes() -> None:
     assert wordings["lowers"] == WORDINGS["lowers"] and wordings["reads"] == WORDINGS["reads"]
     wordings = collect(Scripted(reword), GOLD[:2], VOCABULARY)
     assert {kind: words[-1] for kind, words in wordings.items()} == OTHER
-    kind_of = {words: kind for kind, of_kind in wordings.items() for words in of_kind}
     dataset = ReadingDataset(GOLD, ReadingConfig(reworded=1.0, shortened=0.0), 90, 0, wordings)
-    seen = set()
-    for row, text in (dataset[i] for i in range(90)):
-        lines = [line.partition(":") for line in VOCABULARY.show(text).split("\n") if line]
-        found = {(kind_of[words], said) for words, _, said in lines}
-        expected = {(c.kind, VOCABULARY.texts[c.said] if isinstance(c.said, int) else f" {c.said}") for c in GOLD[row]}
-        assert found == expected
-        seen |= {words for words, _, _ in lines}
-    assert seen == set(kind_of)
+    shown = [(row, VOCABULARY.show(text)) for row, text in (dataset[i] for i in range(90))]
+    for row, text in shown:
+        parsed = parse(text, VOCABULARY, wordings)
+        assert set(parsed.claims) == set(GOLD[row]) and not parsed.other_lines
+    seen = {line.partition(":")[0] for _, text in shown for line in text.split("\n") if line}
+    assert seen == {words for of_kind in wordings.values() for words in of_kind}
     plain = ReadingDataset(GOLD, ReadingConfig(reworded=0.0), 30, 0, wordings)
     assert [plain[i] for i in range(30)] == [
         ReadingDataset(GOLD, ReadingConfig(reworded=0.0), 30, 0)[i] for i in range(30)
     ]
+
+
+def test_a_reconstructor_knows_a_claim_by_the_new_words_and_keeps_them(tmp_path: Path) -> None:
+    """Its floor reads the claims, whatever words they are in."""
+    model = made(floor=True)
+    rows = readable_rows(model, 20)
+    model.fit_floor(rows, rows, (rows.gold, rows.gold))
+    record, texts = rows.records[0], [write(rows.gold[0]), ("lifts:", rows.gold[0][0].said)]
+    usual, unknown = model.batch([record] * 2, texts)["floor"]
+    assert not torch.allclose(usual, unknown)
+    model.wordings = collect(Scripted(reword), GOLD[:2], VOCABULARY)
+    usual, known = model.batch([record] * 2, texts)["floor"]
+    torch.testing.assert_close(usual, known)
+    model.save(tmp_path)
+    assert Reconstructor.from_pretrained(tmp_path).wordings == model.wordings
 
 
 def test_a_model_that_does_not_follow_is_named() -> None:
