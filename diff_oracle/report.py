@@ -19,7 +19,7 @@ from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.page import render_page
 from diff_oracle.evaluation.report import print_verdicts
 from diff_oracle.evaluation.runs import load_runs
-from diff_oracle.nla.arms import HELD_OUT, jobs_of, load_arms, markdown_arms, to_result
+from diff_oracle.nla.arms import HELD_OUT_BEFORE, jobs_of, load_arms, markdown_arms, to_result
 from diff_oracle.nla.page import render_ladders
 from diff_oracle.nla.report import print_headlines
 from diff_oracle.nla.saved import load_ladders
@@ -70,7 +70,7 @@ def _ladders(paths: list[str]) -> str:
     ladders = load_ladders(folders)
     html = render_ladders(ladders)
     print_headlines(ladders)
-    if arms := load_arms([folder for folder in folders if (folder / HELD_OUT).is_file()]):
+    if arms := load_arms([folder for folder in folders if (folder / HELD_OUT_BEFORE).is_file()]):
         print(markdown_arms(to_result(arms)))
     return html
 

@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from diff_oracle.cli import entry_point
 from diff_oracle.evaluation.bootstrap import Estimate
-from diff_oracle.nla.arms import BEGAN, HELD_OUT, HELD_OUT_BEFORE, LADDER, LADDER_BEFORE
+from diff_oracle.nla.arms import BEGAN, HELD_OUT_BEFORE, LADDER, LADDER_BEFORE
 from diff_oracle.nla.evaluation import AR, Splits, evaluate_pair
 from diff_oracle.nla.health import draw_health
-from diff_oracle.nla.held_out import HeldOut, gains
+from diff_oracle.nla.held_out import HELD_OUT, HeldOut, gains
 from diff_oracle.nla.ladder import to_rows
-from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.pair import AV, DiffNLA
 from diff_oracle.nla.report import print_ladder
 from diff_oracle.nla.rl import ReinforcementLearning
@@ -41,7 +39,6 @@ from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
-from diff_oracle.tasks.truth import measured
 from diff_oracle.training.checkpoints import Checkpoints
 from diff_oracle.training.processes import join_processes, of_first, wait
 from diff_oracle.training.sft import CHECKPOINTS
@@ -131,14 +128,13 @@ class _Bench:
         self.splits = Splits.read(self.dataset, source.ladder, source.named, source.av, source.seed)
         self.subject = Subject(load_hf_model(source.av.base, device))
         self.oracle_dir = json.loads((Path(config.nla) / "run.json").read_text())["oracle"]
-        self._before = fit_before(self.splits.train, self.splits.select)
-        self._residual = self.pair.ar.config.target == "residual"
 
     def learning(self, run_dir: Path) -> ReinforcementLearning:
         """The run, ready to begin or to go on."""
         train, select = self.splits.train, self.splits.select
-        if self._residual:
-            train, select = beyond(train, self._before), beyond(select, self._before)
+        if self.pair.ar.config.target == "residual":
+            before = fit_before(train, select)
+            train, select = beyond(train, before), beyond(select, before)
         rl, base = self.config.rl, self.pair.av.identity.weights_hash
         select = Rows(*(values[: rl.selection_rows] for values in vars(select).values()))
         reference = Oracle.from_pretrained(Path(self.config.nla) / PAIR / AV, self._device)
@@ -148,17 +144,20 @@ class _Bench:
         )
 
     def measure(self, run_dir: Path, ladder: str, held_out: str) -> HeldOut:
-        """The pair as it is, on split `test`; read from disk where a killed run measured it."""
+        """The pair as it is, on split `test`; read from disk where a killed run, or `train_ar`, measured it."""
+        if held_out == HELD_OUT_BEFORE and (Path(self.config.nla) / HELD_OUT).is_file():
+            shutil.copy(Path(self.config.nla) / LADDER, run_dir / ladder)
+            shutil.copy(Path(self.config.nla) / HELD_OUT, run_dir / held_out)
         if not (run_dir / held_out).is_file():
-            source, test = self.source, self.splits.test
+            source, splits = self.source, self.splits
             found = evaluate_pair(
-                self.pair.av, source.readers, source.named, self.splits, self.subject, source.ladder, source.seed
+                self.pair.av, source.readers, source.named, splits, self.subject, source.ladder, source.seed
             )
             _write(run_dir / ladder, to_rows(found.lines))
-            truth = measured(test.records, self.subject, self.pair.av.vocabulary, source.ladder.truth)
-            known = self._before.predict(test.sites, test.before) if self._residual else np.zeros_like(test.target)
-            means = Means.of(self.splits.train.sites, self.splits.train.target)
-            HeldOut.of(self.pair, test, means, truth, known).save(run_dir / held_out)
+            truth = source.ladder.truth
+            HeldOut.measure(self.pair, splits.train, splits.select, splits.test, self.subject, truth).save(
+                run_dir / held_out
+            )
         return HeldOut.load(run_dir / held_out)
 
 

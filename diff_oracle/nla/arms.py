@@ -12,9 +12,9 @@ from diff_oracle.evaluation.report import markdown, score_text
 from diff_oracle.evaluation.verdict import Row
 from diff_oracle.nla.evaluation import AR, SECOND_AR
 from diff_oracle.nla.health import Line
-from diff_oracle.nla.held_out import HeldOut, gains
+from diff_oracle.nla.held_out import HELD_OUT, HeldOut, gains
 
-HELD_OUT, HELD_OUT_BEFORE = "held_out.json", "held_out_before.json"
+HELD_OUT_BEFORE = "held_out_before.json"
 LADDER, LADDER_BEFORE = "ladder.json", "ladder_before.json"
 BEGAN = "the pair as it began"
 SHOWN = (

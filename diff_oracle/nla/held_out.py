@@ -1,4 +1,7 @@
-"""What a pair does on held-out rows, row by row, so that two states or two runs can be compared with an interval."""
+"""What a pair does on held-out rows, row by row, so that two states or two runs can be compared with an interval.
+
+`train_ar` and `train_rl` leave it beside the pair, as `held_out.json`.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,13 @@ from diff_oracle.nla.metrics import Means, spread
 from diff_oracle.nla.pair import DiffNLA, as_read, explain, longest_explanation
 from diff_oracle.nla.reward import judge
 from diff_oracle.nla.rows import Rows
-from diff_oracle.nla.rungs import Rebuilt
+from diff_oracle.nla.rungs import Rebuilt, fit_before
 from diff_oracle.randomness import keyed_rng
+from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite
-from diff_oracle.tasks.truth import Measured
+from diff_oracle.tasks.truth import Measured, TruthConfig, measured
+
+HELD_OUT = "held_out.json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,17 @@ class HeldOut:
             true_claims=[j.num_true / max(1, len(j.claims)) for j in judged],
             failed=[float(j.failed) for j in judged],
         )
+
+    @classmethod
+    def measure(
+        cls, pair: DiffNLA, train: Rows, select: Rows, test: Rows, subject: Subject, truth: TruthConfig
+    ) -> HeldOut:
+        """Of the rows of split `test`; what the state before tells is added where the reconstructor leaves it out."""
+        known = np.zeros_like(test.target)
+        if pair.ar.config.target == "residual":
+            known = fit_before(train, select).predict(test.sites, test.before)
+        holds = measured(test.records, subject, pair.av.vocabulary, truth)
+        return cls.of(pair, test, Means.of(train.sites, train.target), holds, known)
 
     @property
     def groups(self) -> set[str]:
