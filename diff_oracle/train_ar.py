@@ -5,8 +5,8 @@
     python -m diff_oracle.train_ar oracle=runs/explainer reader=bag_of_words        # closed form alone, in a minute
 
 The oracle must have been trained to explain. Into the run directory go the pair (`nla/`), `ladder.json`,
-`explanations.json` (some rows with what was said of them) and `run.json`; with `rewriting=` also `wordings.json`, the
-words that were found. Killed, the same command goes on.
+`explanations.json` (some rows with what was said of them), `held_out.json` (how the pair does row by row) and
+`run.json`; with `rewriting=` also `wordings.json`, the words that were found. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 
 from diff_oracle.cli import entry_point
 from diff_oracle.nla.evaluation import AR, CONTEXT_AR, SECOND_AR, LadderConfig, Splits, evaluate_pair
+from diff_oracle.nla.held_out import HELD_OUT, HeldOut
 from diff_oracle.nla.ladder import to_rows
 from diff_oracle.nla.pair import DiffNLA
 from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig
@@ -97,6 +98,10 @@ def run(config: TrainArConfig) -> float:
     trained = time.monotonic()
     subject = Subject(load_hf_model(av.base, device))
     found = evaluate_pair(av, readers, named, splits, subject, config.ladder, config.seed)
+    if AR in readers:
+        pair, truth = DiffNLA(av, readers[AR], named), config.ladder.truth
+        rows = HeldOut.measure(pair, splits.train, splits.select, splits.test, subject, truth)
+        rows.save(run_dir / HELD_OUT)
     lines = to_rows(found.lines)
     (run_dir / "ladder.json").write_text(json.dumps(lines, indent=2) + "\n")
     (run_dir / "explanations.json").write_text(json.dumps(found.examples, indent=2) + "\n")

@@ -175,7 +175,7 @@ class Steps:
     def _teach_reading(self, step: int, rows: Sequence[int], claims: Sequence[Claims]) -> dict[str, float]:
         """The reconstructor learns to read explanations of some rows, in other orders and words."""
         seed = int(keyed_rng(self._seed, "rl reading", step, rank()).integers(2**62))
-        varied = ReadingDataset(claims, self._config.reading, len(claims), seed)
+        varied = ReadingDataset(claims, self._config.reading, len(claims), seed, self._ar.wordings)
         examples = [varied[i] for i in range(len(varied))]
         order = [rows[place] for place, _ in examples]
         return update_reconstructor(
