@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
+from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Batch, Prompt
 
@@ -82,7 +82,7 @@ def sample(
         generator: Where tokens are drawn from, on the oracle's device. None: always the likeliest token.
     """
     batch, base = _on_device(oracle, prompts), oracle.lm.get_base_model()
-    cache = DynamicCache(config=base.config.get_text_config())
+    cache = growing_cache(base)
     with oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
         hidden = base.base_model(
             input_ids=batch["input_ids"],

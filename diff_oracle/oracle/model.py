@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
 from diff_oracle.oracle.adapter import add_adapter, load_adapter
+from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import DistinctLines
 from diff_oracle.oracle.injection import INJECTORS
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
@@ -115,6 +116,7 @@ class Oracle(nn.Module):
                 out = self.lm.generate(
                     input_ids=batch["input_ids"],
                     attention_mask=batch["attention_mask"],
+                    past_key_values=growing_cache(self.lm.get_base_model()),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                     logits_processor=LogitsProcessorList([distinct]),

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList
+from transformers import LogitsProcessorList
 
+from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import DistinctLines
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.subject.capture import Diff
@@ -33,7 +34,7 @@ class Reading:
         batch = oracle.prompts.collate([replace(prompt, ids=prompt.ids[: prompt.shared]) for prompt in prompts])
         self._ids, self._mask = batch["input_ids"].to(oracle.device), batch["attention_mask"].to(oracle.device)
         base = oracle.lm.get_base_model()
-        self._cache = DynamicCache(config=base.config.get_text_config())
+        self._cache = growing_cache(base)
         with oracle.injector.injecting(batch["slot_mask"].to(oracle.device), batch["vectors"].to(oracle.device)):
             base.base_model(
                 input_ids=self._ids,
