@@ -3,7 +3,8 @@
     reconstruction = x' W_site + b_site + transformer        x: the claims as vectors (`nla.bag`)
 
 A transformer alone must learn a map for each site from its name in the prompt, which takes long: on `tiny` it stays
-below a bag of words. Beside one it learns what a bag of words cannot tell.
+below a bag of words. Beside one it learns what a bag of words cannot tell. Unlike the ladder's rungs `…: bag`, it is
+fitted to each explanation twice, whole and with some claims left out: without any it is to tell the site's mean.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.linear import POOLED, SiteRidge
 from diff_oracle.nla.rows import Claims, Rows
+from diff_oracle.randomness import keyed_rng
 
 
 class Floor(nn.Module):
@@ -48,12 +50,17 @@ class Floor(nn.Module):
 
     @classmethod
     def fit(
-        cls, features: ClaimFeatures, train: Rows, select: Rows, claims: tuple[Sequence[Claims], Sequence[Claims]]
+        cls,
+        features: ClaimFeatures,
+        train: Rows,
+        select: Rows,
+        claims: tuple[Sequence[Claims], Sequence[Claims]],
+        seed: int = 0,
     ) -> Floor:
-        """Ridge regression for each site; the penalties are chosen on `select`."""
-        ridge = SiteRidge(train.sites, features(claims[0]), train.target)
-        ridge.select(select.sites, features(claims[1]), select.target)
-        maps = ridge.maps()
+        """Ridge regression for each site, the penalties chosen on `select`; what is left out is keyed by the seed."""
+        x = [np.vstack([features(of_split), features(_shortened(of_split, seed))]) for of_split in claims]
+        ridge = SiteRidge(train.sites * 2, x[0], np.vstack([train.target] * 2))
+        maps = ridge.select(select.sites * 2, x[1], np.vstack([select.target] * 2)).maps()
         sites = [site for site in maps if site != POOLED] + [POOLED]
         weight, bias = (torch.from_numpy(np.stack([maps[site][i] for site in sites])).float() for i in (0, 1))
         return cls(features, sites, weight, bias)
@@ -80,3 +87,13 @@ class Floor(nn.Module):
             sites = opened.metadata()["sites"].split("\n")
         saved = load_file(file)
         return cls(features, sites, saved["weight"], saved["bias"])
+
+
+def _shortened(explanations: Sequence[Claims], seed: int) -> list[Claims]:
+    """Each with some of its claims, any number from none to all."""
+    result: list[Claims] = []
+    for i, claims in enumerate(explanations):
+        rng = keyed_rng(seed, "floor", i)
+        kept = rng.permutation(len(claims))[: rng.integers(len(claims) + 1)]
+        result.append([claims[k] for k in sorted(kept)])
+    return result

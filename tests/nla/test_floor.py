@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diff_oracle.nla.bag import ClaimFeatures
-from diff_oracle.nla.floor import Floor
+from diff_oracle.nla.floor import Floor, _shortened
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rows import Rows
 from diff_oracle.nla.rungs import BagReader
@@ -30,7 +30,8 @@ def test_it_is_the_bag_of_words_reader() -> None:
     model = made(floor=True)
     train, select, test = some_rows(model), some_rows(model, 20), some_rows(model, 10)
     features = ClaimFeatures(model.lm.get_base_model().get_output_embeddings().weight.detach().numpy())
-    expected = BagReader(train, select, (train.gold, select.gold), features)(test, test.gold)
+    claims = [rows.gold + _shortened(rows.gold, 0) for rows in (train, select)]
+    expected = BagReader(twice(train), twice(select), (claims[0], claims[1]), features)(test, test.gold)
     floor = Floor.fit(features, train, select, (train.gold, select.gold))
     np.testing.assert_allclose(floor(test.sites, test.gold).numpy(), expected, rtol=1e-3, atol=1e-4)
     model.fit_floor(train, select, (train.gold, select.gold))
@@ -39,6 +40,21 @@ def test_it_is_the_bag_of_words_reader() -> None:
     elsewhere = floor(["L3"], [test.gold[0]]).numpy()
     pooled = Floor.fit(features, replace_sites(train, "L9"), replace_sites(select, "L9"), (train.gold, select.gold))
     np.testing.assert_allclose(elsewhere, pooled(["L9"], [test.gold[0]]).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def twice(rows: Rows) -> Rows:
+    doubled = (np.concatenate([v] * 2) if isinstance(v, np.ndarray) else v * 2 for v in vars(rows).values())
+    return Rows(*doubled)
+
+
+def test_without_claims_it_tells_the_mean_of_the_site() -> None:
+    model = made(floor=True)
+    rows = some_rows(model, 400)
+    model.fit_floor(rows, rows, (rows.gold, rows.gold))
+    assert model.floor is not None
+    mean = np.stack([rows.target[np.array(rows.sites) == site].mean(axis=0) for site in ("L0", "L1")])
+    told = model.floor(["L0", "L1"], [(), ()]).numpy()
+    assert np.mean((told - mean) ** 2) < 0.1 * np.mean((rows.target - mean[np.arange(400) % 2]) ** 2)
 
 
 def replace_sites(rows: Rows, site: str) -> Rows:
