@@ -51,7 +51,7 @@ class AskingConfig(SourceConfig):
     """Explanations, or claims and examples, that are printed."""
     save: list[str] = field(default_factory=lambda: list(OUTPUTS))
     """What is written: json, parquet, html."""
-    batch_size: int = 256
+    batch_size: int = 512
     """Diffs that are explained together; a kill costs one batch."""
 
     def __post_init__(self) -> None:

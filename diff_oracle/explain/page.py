@@ -34,7 +34,7 @@ def render_page(explanations: Explanations, live: bool = False) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # no browser reads NaN
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "default": vars}  # no browser reads NaN
 
     def part(name: str) -> Markup:
         return Markup(environment.get_template(f"page{name}.j2").render())
@@ -43,7 +43,7 @@ def render_page(explanations: Explanations, live: bool = False) -> str:
     scripts = ("base", "text", "map", "site", "list", *(["live"] if live else []), "start")
     script = Markup("\n").join(part(f"_{name}.js") for name in scripts)
     return environment.get_template("page.html.j2").render(
-        data={"explanations": explanations.to_dict(), "live": live},
+        data={"explanations": explanations.content(), "live": live},
         title=f"{explanations.subject} explained · diff_oracle",
         style=style,
         script=script,

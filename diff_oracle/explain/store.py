@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,12 @@ class Store:
     def add(self, items: Iterable[Explanation]) -> None:
         """Writes finished explanations; once this returns, a kill cannot lose them."""
         found = list(items)
-        self._write([asdict(item) for item in found])
+        self._write(found)
         self.finished |= {_key(item): item for item in found}
 
-    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _write(self, rows: Iterable[Mapping[str, Any] | Explanation]) -> None:
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            stream.writelines(json.dumps(row, default=vars, ensure_ascii=False) + "\n" for row in rows)
             stream.flush()
             os.fsync(stream.fileno())
 
