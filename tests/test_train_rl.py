@@ -62,7 +62,7 @@ def test_a_run_leaves_the_pair_its_health_and_the_ladder_before_and_after(made: 
     assert [line["step"] for line in health["lines"]] == [0, 1, 2]
     assert health["examples"][0]["measured"]
     found = gains(*(HeldOut.load(made / "rl" / name) for name in ("held_out.json", "held_out_before.json")), 50, 0)
-    assert set(found) == {"fve", "true_claims", "failed"}
+    assert set(found) == {"fve", "fve_of_true", "true_claims", "failed"}
     fve = {line["rung"]: line["value"] for line in after if (line["metric"], line["site_group"]) == ("fve", "all")}
     began = {line["rung"]: line["value"] for line in before if (line["metric"], line["site_group"]) == ("fve", "all")}
     assert found["fve"].value == pytest.approx(fve["AV: AR"] - began["AV: AR"], abs=1e-5)
@@ -104,13 +104,15 @@ def test_a_killed_run_does_not_measure_again_and_arms_are_compared(
 
 def test_gains_by_hand() -> None:
     docs, sites = ["a", "a", "b", "c"], ["L0"] * 4
-    theirs = HeldOut(docs, sites, [2.0] * 4, [1.0] * 4, [0.5] * 4, [0.0] * 4)
-    ours = HeldOut(docs, sites, [2.0] * 4, [0.5, 1.0, 0.5, 1.0], [1.0, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0])
+    theirs = HeldOut(docs, sites, [2.0] * 4, [1.0] * 4, [1.5] * 4, [0.5] * 4, [0.0] * 4)
+    ours = HeldOut(docs, sites, [2.0] * 4, [0.5, 1.0, 0.5, 1.0], [1.0] * 4, [1.0, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0])
     found = gains(ours, theirs, 200, 0)
-    assert {name: e.value for name, e in found.items()} == {"fve": 0.125, "true_claims": 0.125, "failed": 0.25}
+    assert {name: e.value for name, e in found.items()} == {
+        "fve": 0.125, "fve_of_true": 0.25, "true_claims": 0.125, "failed": 0.25
+    }  # fmt: skip
     assert found["fve"].ci_low == 0.0 and found["fve"].ci_high == 0.25
     with pytest.raises(ValueError, match="measured on different rows"):
-        gains(ours, HeldOut(docs, sites, [3.0] * 4, [1.0] * 4, [0.5] * 4, [0.0] * 4), 200, 0)
+        gains(ours, HeldOut(docs, sites, [3.0] * 4, [1.0] * 4, [1.0] * 4, [0.5] * 4, [0.0] * 4), 200, 0)
 
 
 def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def gains_of(arms: Sequence[Arm], seed: int = 0, resamples: int = 2000) -> list[
     """What each has over how the pair began, and over each of the arms named before it, on the same held-out rows.
 
     Returns:
-        Rows `{arm, over, metric, value, ci_low, ci_high, n, n_docs}`; metrics `fve`, `true_claims`, `failed`, those of
-        heads and layers apart as `fve heads`, `fve layers`.
+        Rows `{arm, over, metric, value, ci_low, ci_high, n, n_docs}`; metrics are those of `gains`, and the FVE of
+        heads and of layers apart as `fve heads`, `fve layers`.
     """
     rows: list[Row] = []
     for i, arm in enumerate(arms):

@@ -17,7 +17,7 @@ from diff_oracle.evaluation.bootstrap import DocumentBootstrap, Estimate
 from diff_oracle.nla.metrics import Means, spread
 from diff_oracle.nla.pair import DiffNLA, as_read, explain, longest_explanation
 from diff_oracle.nla.reward import judge
-from diff_oracle.nla.rows import Rows
+from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.nla.rungs import Rebuilt, fit_before
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.subject.model import Subject
@@ -37,6 +37,8 @@ class HeldOut:
     """Of an FVE of the site's mean."""
     error: list[float]
     """Of what the reconstructor makes of the explanation."""
+    error_of_true: list[float]
+    """The same where it reads the true claims alone."""
     true_claims: list[float]
     """Share of the explanation's claims that are true; 0 where it makes none."""
     failed: list[float]
@@ -57,15 +59,20 @@ class HeldOut:
         texts = explain(pair.av, rows.records, pair.config)
         lengths = [len(vocabulary.encode((text,))) for text in texts]
         judged = [
-            judge(text, length, length >= room, record.token_ids, holds, vocabulary, False)
+            judge(text, length, length >= room, record.token_ids, holds, vocabulary, truth_gated=True)
             for text, length, record, holds in zip(texts, lengths, rows.records, truth, strict=True)
         ]
-        rebuilt = known + pair.ar.reconstruct(rows.records, [as_read(j.read) for j in judged])
+
+        def error(read: Sequence[Claims]) -> list[float]:
+            rebuilt = known + pair.ar.reconstruct(rows.records, [as_read(claims) for claims in read])
+            return np.mean((rebuilt - rows.target) ** 2, axis=1).tolist()
+
         return cls(
             doc_id=[record.doc_id for record in rows.records],
             site=rows.sites,
             denominator=spread(rows.target, means.at(rows.sites)).tolist(),
-            error=np.mean((rebuilt - rows.target) ** 2, axis=1).tolist(),
+            error=error([j.claims for j in judged]),
+            error_of_true=error([j.read for j in judged]),
             true_claims=[j.num_true / max(1, len(j.claims)) for j in judged],
             failed=[float(j.failed) for j in judged],
         )
@@ -115,7 +122,9 @@ class HeldOut:
 
 
 def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str, Estimate]:
-    """What one state has over another on the same rows, with 95 % intervals: `fve`, `true_claims`, `failed`.
+    """What one state has over another on the same rows, with 95 % intervals.
+
+    `fve`, `fve_of_true` (the true claims alone are read), `true_claims`, `failed`.
 
     Raises:
         ValueError: The rows are not the same.
@@ -126,8 +135,10 @@ def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str
             "began with the same nla=RUN"
         )
     bootstrap = DocumentBootstrap(ours.doc_id, resamples, keyed_rng(seed, "bootstrap"))
-    less = np.array(theirs.error) - np.array(ours.error)
-    result = {"fve": bootstrap.ratio(less, np.array(ours.denominator))}
+    result = {}
+    for name, error in (("fve", "error"), ("fve_of_true", "error_of_true")):
+        less = np.array(getattr(theirs, error)) - np.array(getattr(ours, error))
+        result[name] = bootstrap.ratio(less, np.array(ours.denominator))
     for name in ("true_claims", "failed"):
         result[name] = bootstrap.estimate(np.array(getattr(ours, name)) - np.array(getattr(theirs, name)))
     return result
