@@ -108,7 +108,7 @@ class Bench:
         texts: list[Text] = [tuple(row) for row in samples.ids.tolist()]
         self.ar.reconstruct(of_samples, texts)
         times.append(self.now())
-        advantage = torch.randn(len(samples), generator=torch.Generator().manual_seed(0)).to(self.device)
+        advantage = torch.randn(samples.ids.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         rng, config = np.random.default_rng(0), UpdateConfig()
         update_policy(self.oracle, self.reference, optimizers[0], samples, advantage, config, rng)
         target = np.stack([record.diff for record in of_samples]).astype(np.float64)

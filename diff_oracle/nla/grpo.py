@@ -33,7 +33,7 @@ def advantages(rewards: Float[Tensor, "group sample"], min_spread: float) -> Flo
 def clipped_losses(
     log_probs: Float[Tensor, "sample token"],
     old: Float[Tensor, "sample token"],
-    advantage: Float[Tensor, "sample"],
+    advantage: Float[Tensor, "sample token"],
     clip: float,
 ) -> Float[Tensor, "sample token"]:
     """−min(ρ A, clip(ρ) A) of every token.
@@ -41,12 +41,12 @@ def clipped_losses(
     Args:
         log_probs: Under the policy as it is, with gradients.
         old: Under the policy as it was when the tokens were sampled.
-        advantage: Of each sample.
+        advantage: Of every token.
         clip: ε.
     """
     ratio = (log_probs - old).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
-    return -torch.minimum(ratio * advantage[:, None], clipped * advantage[:, None])
+    return -torch.minimum(ratio * advantage, clipped * advantage)
 
 
 def k3(

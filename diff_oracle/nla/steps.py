@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_values
 from diff_oracle.nla.grpo import advantages
 from diff_oracle.nla.health import Line, StopConfig, explanation_health, fve, reward_health
 from diff_oracle.nla.metrics import Means
@@ -33,6 +36,7 @@ from diff_oracle.training.processes import count, gathered, rank, summed
 from diff_oracle.training.tracking import check_tracker
 
 ARMS = ("rl", "frozen_av", "sft_continued")
+CREDITS = ("answer", "lines")
 
 
 @dataclass
@@ -50,6 +54,9 @@ class RlConfig:
     """Explanations of each."""
     max_new_tokens: int | None = None
     """Where an explanation is cut off; where the longest one ends if it is not given."""
+    credit: str = "answer"
+    """What a token is credited with: `answer`, how much better its answer is than the group's; `lines`, how much more
+    its line adds to the reconstruction than the group's lines in its place (`nla.credit`)."""
     min_spread: float = 1e-3
     """Groups whose rewards have no larger standard deviation are dropped."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -76,6 +83,8 @@ class RlConfig:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ValueError(f"unknown rl.arm {self.arm!r}: choose from {', '.join(ARMS)}")
+        if self.credit not in CREDITS:
+            raise ValueError(f"unknown rl.credit {self.credit!r}: choose from {', '.join(CREDITS)}")
         if self.group_size < 2:
             raise ValueError(f"rl.group_size must be at least 2, got {self.group_size}: samples are compared")
         check_tracker(self.tracker)
@@ -146,13 +155,13 @@ class Steps:
         entropy, num_tokens = summed([float(samples.entropy.sum()), float(samples.mask.sum())], self._policy.device)
         line |= {"entropy": entropy / num_tokens}
         if config.arm == "rl":
-            advantage = advantages(torch.from_numpy(earned).float(), config.min_spread).flatten()
+            advantage = self._advantage(samples, judged, earned, [r.site for r in records], rebuilt, target)
             line |= update_policy(
                 self._policy,
                 self._reference,
                 self._optimizers["policy"],
                 samples,
-                advantage.to(self._policy.device),
+                advantage,
                 config.updates,
                 rng,
                 self._gold(rows) if config.updates.sft_anchor else (),
@@ -161,6 +170,29 @@ class Steps:
         line |= self._teach_reading(step, [int(of_samples[i]) for i in read], [judged[i].read for i in read])
         times.append(time.perf_counter())
         return line | _shares(times, num_tokens)
+
+    def _advantage(
+        self,
+        samples: Samples,
+        judged: Sequence[Judged],
+        earned: Float[np.ndarray, "group member"],
+        sites: Sequence[str],
+        rebuilt: Float[np.ndarray, "sample d_model"],
+        target: Float[np.ndarray, "sample d_model"],
+    ) -> Float[Tensor, "sample token"]:
+        """Of every sampled token: that of its answer, or of its line."""
+        config, policy = self._config, self._policy
+        of_answer = advantages(torch.from_numpy(earned).float(), config.min_spread).flatten().to(policy.device)
+        if config.credit == "answer":
+            return of_answer[:, None].expand(samples.ids.shape)
+        if self._ar.floor is None:
+            raise ValueError("rl.credit=lines is reckoned by the reconstructor's floor, but it has none (ar.floor)")
+        newline = policy.vocabulary.newline[-1]
+        answers = [ids[:length] for ids, length in zip(samples.ids.tolist(), samples.lengths.tolist(), strict=True)]
+        lines = [claims_by_line(ids, newline, policy.vocabulary) for ids in answers]
+        values = line_values(lines, judged, sites, rebuilt, target, self._ar.floor, config.reward.measure)
+        numbers = line_numbers(samples.ids, newline, policy.prompts.eos_id)
+        return line_advantages(values, of_answer, numbers, config.group_size, config.min_spread)
 
     def supervised(self, step: int) -> Line:
         """A step of both parts on as many gold explanations as would be sampled."""

@@ -75,7 +75,7 @@ def update_policy(
     reference: Oracle,
     optimizer: torch.optim.Optimizer,
     samples: Samples,
-    advantage: Float[Tensor, "sample"],
+    advantage: Float[Tensor, "sample token"],
     config: UpdateConfig,
     rng: np.random.Generator,
     gold: Sequence[tuple[Prompt, Sequence[int]]] = (),
@@ -87,7 +87,7 @@ def update_policy(
         reference: It is held near this one.
         optimizer: Of what is trained of the policy.
         samples: Its answers.
-        advantage: Of each.
+        advantage: Of each token.
         config: How.
         rng: Parts the samples.
         gold: Prompts and answers of the anchor.
@@ -111,7 +111,10 @@ def update_policy(
                 with torch.no_grad():
                     at_start = log_probs(reference, some)
             divergence, share = k3(new, at_start), int(some.mask.sum()) / num_tokens
-            losses = clipped_losses(new, some.log_probs, advantage[rows], config.clip) + config.kl * divergence
+            losses = (
+                clipped_losses(new, some.log_probs, advantage[rows, : new.shape[1]], config.clip)
+                + config.kl * divergence
+            )
             (losses[some.mask].sum() / num_tokens).backward()
             kl += float(divergence.detach()[some.mask].sum()) / num_tokens
             clipped += share * share_clipped(new, some.log_probs, some.mask, config.clip)

@@ -30,7 +30,7 @@ def test_advantages_by_hand() -> None:
 def test_clipped_loss_by_hand(ratio: float, advantage: float, loss: float, moves: bool) -> None:
     old = torch.tensor([[-1.0]])
     new = (old + math.log(ratio)).requires_grad_()
-    found = clipped_losses(new, old, torch.tensor([advantage]), clip=0.2)
+    found = clipped_losses(new, old, torch.full_like(new, advantage), clip=0.2)
     assert found.item() == pytest.approx(loss, rel=1e-5)
     found.sum().backward()  # type: ignore[no-untyped-call]
     # d(−ρA)/d log π = −ρA
@@ -51,7 +51,9 @@ def test_before_anything_moved() -> None:
     log_probs = -torch.rand(4, 7, generator=torch.Generator().manual_seed(0))
     advantage = torch.tensor([1.0, -1.0, 0.5, 0.0])
     assert torch.equal(k3(log_probs, log_probs), torch.zeros(4, 7))
-    torch.testing.assert_close(clipped_losses(log_probs, log_probs, advantage, 0.2), -advantage[:, None].expand(4, 7))
+    torch.testing.assert_close(
+        clipped_losses(log_probs, log_probs, advantage[:, None].expand(4, 7), 0.2), -advantage[:, None].expand(4, 7)
+    )
 
 
 def test_share_clipped_counts_sampled_tokens() -> None:

@@ -120,7 +120,15 @@ def test_a_planted_task_is_learned() -> None:
         contains = (samples.ids == planted).any(dim=1).float()
         shares.append(float(contains.mean()))
         advantage = advantages(contains.reshape(4, 16), 1e-3).flatten()
-        line = update_policy(policy, reference, optimizer, samples, advantage, config, np.random.default_rng(step))
+        line = update_policy(
+            policy,
+            reference,
+            optimizer,
+            samples,
+            advantage[:, None].expand(samples.ids.shape),
+            config,
+            np.random.default_rng(step),
+        )
         if step == 0:
             assert line["kl"] == pytest.approx(0, abs=1e-5)
             assert line["clipped"] == 0 and line["drift"] < 1e-4
@@ -191,7 +199,15 @@ def test_it_stops_when_log_probs_drift(tmp_path: Path) -> None:
     wrong = replace(samples, log_probs=samples.log_probs - 0.01)
     optimizer = make_optimizer(policy, TrainingConfig(tracker="none"))
     with pytest.raises(ValueError, match=r"at sampling and at training differ by 0\.01"):
-        update_policy(policy, fresh_oracle(), optimizer, wrong, torch.ones(4), UpdateConfig(), np.random.default_rng(0))
+        update_policy(
+            policy,
+            fresh_oracle(),
+            optimizer,
+            wrong,
+            torch.ones(wrong.ids.shape),
+            UpdateConfig(),
+            np.random.default_rng(0),
+        )
 
 
 def test_a_degenerate_run_says_why() -> None:

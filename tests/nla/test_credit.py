@@ -1,0 +1,63 @@
+"""The credit of a line equals what the reconstruction loses without it, computed line by line."""
+
+import numpy as np
+import pytest
+import torch
+
+from diff_oracle.nla.bag import ClaimFeatures
+from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_values
+from diff_oracle.nla.floor import Floor
+from diff_oracle.nla.linear import POOLED
+from diff_oracle.nla.reward import Judged, nearness
+from diff_oracle.tasks.claims import Claim, write
+from tests.tasks.made import VOCABULARY
+
+NEWLINE = VOCABULARY.newline[-1]
+A, B, C = Claim("raises", 500), Claim("lowers", 501), Claim("raises", 502)
+
+
+def test_a_line_break_belongs_to_the_line_that_it_begins_and_the_end_to_none() -> None:
+    ids = torch.tensor([[7, 8, 3, 9, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2, 2]])
+    expected = [[0, 0, 1, 1, 2, 3, -1, -1], [0, -1, -1, -1, -1, -1, -1, -1]]
+    assert line_numbers(ids, newline=3, eos=2).tolist() == expected
+
+
+def test_lines_are_read_one_by_one() -> None:
+    ids = VOCABULARY.encode((*write([A, B]), "\nnonsense", *("\n",), *write([A]), "\n", *write([C])))
+    assert claims_by_line(ids, NEWLINE, VOCABULARY) == [A, B, None, None, C]  # the second A says nothing new
+    assert claims_by_line(VOCABULARY.encode(write([A, C])), NEWLINE, VOCABULARY) == [A, C]
+
+
+@pytest.mark.parametrize("measure", ["nmse", "log_nmse"])
+def test_values_are_what_the_reconstruction_loses(measure: str) -> None:
+    rng = np.random.default_rng(0)
+    features = ClaimFeatures(rng.standard_normal((600, 8)))
+    maps = torch.from_numpy(rng.standard_normal((2, features([()]).shape[1], 8))).float()
+    floor = Floor(features, ["L0", POOLED], maps, torch.from_numpy(rng.standard_normal((2, 8))).float())
+    lines = [[A, None, B], [C]]
+    judged = [Judged((A, B), (A, B), 9, False, 2, 0), Judged((C,), (), 4, False, 0, 0)]  # C is false, and not read
+    sites, target = ["L0", "L5"], rng.standard_normal((2, 8))
+    transformer = rng.standard_normal((2, 8))
+    rebuilt = floor(sites, [(A, B), ()]).numpy() + transformer
+    values = line_values(lines, judged, sites, rebuilt, target, floor, measure)
+    assert [len(of_answer) for of_answer in values] == [3, 1]
+    assert values[0][1] == 0 and values[1][0] == 0
+    for k, others in ((0, (B,)), (2, (A,))):
+        without = floor(["L0"], [others]).numpy() + transformer[:1]
+        expected = nearness(rebuilt[:1], target[:1], measure) - nearness(without, target[:1], measure)
+        assert values[0][k] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_advantages_compare_a_line_with_its_place_in_the_group() -> None:
+    values = [np.array([3.0, 1.0]), np.array([1.0]), np.array([5.0, 5.0]), np.array([5.0, 5.0])]
+    numbers = torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1], [0, 1, 1, -1], [0, 1, -1, -1]])
+    of_answer = torch.tensor([0.5, -0.5, 0.25, -0.25])
+    found = line_advantages(values, of_answer, numbers, group_size=2, min_spread=1e-3)
+    spread = np.sqrt((1 + 1 + 0) / 3)  # of 3 and 1 about 2, and 1 about itself
+    expected = [
+        [1 / spread, 1 / spread, 0, 0.5],
+        [-1 / spread, -0.5, -0.5, -0.5],
+        [0, 0, 0, 0.25],
+        [0, 0, -0.25, -0.25],
+    ]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
