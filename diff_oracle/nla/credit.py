@@ -4,9 +4,10 @@ The value of a line is how much nearer the reconstruction comes to the diff with
 
     v = r(δ̂) − r(δ̂ − what the reconstructor's floor adds for the claim)
 
-and 0 for a line that is no claim, repeats one, or is not read. It is compared with the same line of the other answers
-of its group, in units of the group's standard deviation. The token that ends an answer, and no line, has the advantage
-of the whole answer.
+and 0 for a line that is no claim, repeats one, or is not read. A line's tokens have the advantage of its value over
+that of the same line of the other answers of its group. To go on or to end is a choice by itself: a line break, and
+the token that ends an answer, have the advantage of all that comes behind them, which is nothing behind an end. All are
+in units of the standard deviation of the group's lines.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ def line_values(
 
 def line_advantages(
     values: Sequence[Float[np.ndarray, "_"]],
-    of_answer: Float[Tensor, "sample"],
+    at_end: Float[np.ndarray, "sample"],
     numbers: Int[Tensor, "sample token"],
+    breaks: Bool[Tensor, "sample token"],
     group_size: int,
     min_spread: float,
 ) -> Float[Tensor, "sample token"]:
@@ -95,21 +97,36 @@ def line_advantages(
 
     Args:
         values: Of the lines of each answer; those of a group stand side by side.
-        of_answer: The advantage of the whole answer.
+        at_end: What each answer is worth beside its lines: what is taken off for its length, or because it failed.
         numbers: Which line each token belongs to.
+        breaks: Which tokens are line breaks.
         group_size: Answers of a group.
         min_spread: A group whose lines' values have no larger standard deviation has none.
     """
     width = max(len(of_lines) for of_lines in values)
-    padded = np.full((len(values), width), np.nan)
-    for row, of_lines in zip(padded, values, strict=True):
-        row[: len(of_lines)] = of_lines
-    groups = padded.reshape(-1, group_size, width)
-    there: Bool[np.ndarray, "group sample line"] = ~np.isnan(groups)
+    own, to_go = np.full((len(values), width), np.nan), np.full((len(values), width + 1), np.nan)
+    for i, (of_lines, end) in enumerate(zip(values, at_end, strict=True)):
+        own[i, : len(of_lines)] = of_lines
+        to_go[i, : len(of_lines) + 1] = np.append(np.cumsum(of_lines[::-1])[::-1], 0.0) + end
+    own, to_go = (_centred(of_answers, group_size) for of_answers in (own, to_go))
+    there = np.array([len(of_lines) for of_lines in values]).reshape(-1, group_size).sum(axis=1)
+    spread = np.sqrt((own.reshape(len(there), -1) ** 2).sum(axis=1) / there).repeat(group_size)[:, None]
+    device = numbers.device
+
+    def scaled(centred: Float[np.ndarray, "sample place"]) -> Float[Tensor, "sample place"]:
+        return (
+            torch.from_numpy(np.where(spread > min_spread, centred / np.maximum(spread, 1e-12), 0)).float().to(device)
+        )
+
+    lengths = torch.tensor([len(of_lines) for of_lines in values], device=device)[:, None]
+    begins = torch.where(numbers < 0, lengths, numbers)  # what ends an answer stands where a line more would begin
+    of_line = scaled(own).gather(1, numbers.clamp(min=0))
+    return torch.where(breaks | (numbers < 0), scaled(to_go).gather(1, begins), of_line)
+
+
+def _centred(values: Float[np.ndarray, "sample place"], group_size: int) -> Float[np.ndarray, "sample place"]:
+    """Less the mean of the group's answers at each place, of those that come so far; 0 where one does not."""
+    groups = values.reshape(-1, group_size, values.shape[1])
+    there = ~np.isnan(groups)
     mean = np.where(there, groups, 0).sum(axis=1, keepdims=True) / np.maximum(1, there.sum(axis=1, keepdims=True))
-    centred = np.where(there, groups - mean, 0)
-    spread = np.sqrt((centred**2).sum(axis=(1, 2)) / there.sum(axis=(1, 2)))[:, None, None]
-    scaled = np.where(spread > min_spread, centred / np.maximum(spread, 1e-12), 0).reshape(-1, width)
-    by_line = torch.from_numpy(scaled).float().to(numbers.device)
-    of_token = by_line.gather(1, numbers.clamp(min=0, max=width - 1))
-    return torch.where(numbers < 0, of_answer[:, None].to(numbers.device), of_token)
+    return np.where(there, groups - mean, 0).reshape(values.shape)

@@ -20,7 +20,7 @@ from diff_oracle.nla.grpo import advantages
 from diff_oracle.nla.health import Line, StopConfig, explanation_health, fve, reward_health
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.pair import QUESTION, DiffNLA, as_read, longest_explanation
-from diff_oracle.nla.reward import Judged, RewardConfig, judge, rewards
+from diff_oracle.nla.reward import Judged, RewardConfig, judge, nearness, rewards
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.nla.sampler import Samples, sample
 from diff_oracle.nla.training import ReadingConfig, ReadingDataset
@@ -182,17 +182,19 @@ class Steps:
     ) -> Float[Tensor, "sample token"]:
         """Of every sampled token: that of its answer, or of its line."""
         config, policy = self._config, self._policy
-        of_answer = advantages(torch.from_numpy(earned).float(), config.min_spread).flatten().to(policy.device)
         if config.credit == "answer":
-            return of_answer[:, None].expand(samples.ids.shape)
+            of_answer = advantages(torch.from_numpy(earned).float(), config.min_spread).flatten()
+            return of_answer[:, None].expand(samples.ids.shape).to(policy.device)
         if self._ar.floor is None:
             raise ValueError("rl.credit=lines is reckoned by the reconstructor's floor, but it has none (ar.floor)")
         newline = policy.vocabulary.newline[-1]
         answers = [ids[:length] for ids, length in zip(samples.ids.tolist(), samples.lengths.tolist(), strict=True)]
         lines = [claims_by_line(ids, newline, policy.vocabulary) for ids in answers]
         values = line_values(lines, judged, sites, rebuilt, target, self._ar.floor, config.reward.measure)
+        at_end = earned.flatten() - nearness(rebuilt, target, config.reward.measure)
         numbers = line_numbers(samples.ids, newline, policy.prompts.eos_id)
-        return line_advantages(values, of_answer, numbers, config.group_size, config.min_spread)
+        breaks = samples.ids == newline
+        return line_advantages(values, at_end, numbers, breaks, config.group_size, config.min_spread)
 
     def supervised(self, step: int) -> Line:
         """A step of both parts on as many gold explanations as would be sampled."""

@@ -49,15 +49,25 @@ def test_values_are_what_the_reconstruction_loses(measure: str) -> None:
 
 
 def test_advantages_compare_a_line_with_its_place_in_the_group() -> None:
+    # Two groups of two answers: of two lines and of one; of two lines each, which are worth the same.
     values = [np.array([3.0, 1.0]), np.array([1.0]), np.array([5.0, 5.0]), np.array([5.0, 5.0])]
-    numbers = torch.tensor([[0, 0, 1, -1], [0, -1, -1, -1], [0, 1, 1, -1], [0, 1, -1, -1]])
-    of_answer = torch.tensor([0.5, -0.5, 0.25, -0.25])
-    found = line_advantages(values, of_answer, numbers, group_size=2, min_spread=1e-3)
+    ids = torch.tensor([[7, 8, 3, 9, 2], [7, 2, 2, 2, 2], [7, 3, 8, 2, 2], [7, 3, 8, 2, 2]])
+    numbers, breaks = line_numbers(ids, newline=3, eos=2), ids == 3
+    found = line_advantages(values, np.zeros(4), numbers, breaks, group_size=2, min_spread=1e-3)
     spread = np.sqrt((1 + 1 + 0) / 3)  # of 3 and 1 about 2, and 1 about itself
-    expected = [
-        [1 / spread, 1 / spread, 0, 0.5],
-        [-1 / spread, -0.5, -0.5, -0.5],
-        [0, 0, 0, 0.25],
-        [0, 0, -0.25, -0.25],
-    ]
+    # Behind the first line one goes on and earns 1, the other ends and earns nothing.
+    expected = np.array([[1, 1, 0.5, 0, 0], [-1, -0.5, 0, 0, 0]]) / spread
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
+    np.testing.assert_allclose(found[:2][mask].numpy(), expected[mask.numpy()], rtol=1e-6)
+    assert not found[2:].any()
+
+
+def test_what_is_taken_off_an_answer_is_laid_to_the_choice_to_go_on() -> None:
+    values = [np.array([1.0, 2.0]), np.array([2.0, 1.0])]
+    ids = torch.tensor([[7, 3, 8, 8], [7, 3, 8, 2]])  # the first was cut off
+    numbers, breaks = line_numbers(ids, newline=3, eos=2), ids == 3
+    found = line_advantages(values, np.array([-4.0, 0.0]), numbers, breaks, group_size=2, min_spread=1e-3)
+    spread = 0.5
+    # To go: 2 - 4 and 1, so -2 and 1 about -0.5; at the end -4 and 0.
+    expected = [[-0.5 / spread, -1.5 / spread, 0.5 / spread, 0.5 / spread], [1.0, 3.0, -1.0, 4.0]]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
