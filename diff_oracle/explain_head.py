@@ -114,7 +114,8 @@ def print_summary(summary: SiteSummary) -> None:
     for part in summary.questions:
         common = "  ".join(f"{visible(claim.text)} ({claim.said}, {claim.right})" for claim in part.common)
         shares = [f"{share:.1%}" if share is not None else "" for share in (part.right, part.right_elsewhere)]
-        table.add_row(part.question, f"{part.score:.3f}", *shares, str(part.num_claims), Text(common))
+        score = "" if part.score is None else f"{part.score:.3f}"
+        table.add_row(part.question, score, *shares, str(part.num_claims), Text(common))
     console.print(table)
     console.print("elsewhere: how many of the same claims are right of the other texts, so what the site's habit gives")
     if summary.rebuilt:
@@ -126,7 +127,7 @@ def print_summary(summary: SiteSummary) -> None:
         place = Text(f"…{one_line(example.before)}").append(one_line(example.token), style="reverse")
         head: Sequence[str | Text] = (place, f"{example.size:.3g}", Text(visible(example.next_token)))
         for number, (kind, said) in enumerate(example.answers.items()):
-            cells = [Text("  ".join(map(visible, text.split("\n")))) for text in (said, example.measured[kind])]
+            cells = [Text("  ".join(map(visible, text.split("\n")))) for text in (said, example.measured.get(kind, ""))]
             examples.add_row(*(head if number == 0 else ("", "", "")), kind, *cells)
         examples.add_section()
     console.print(examples)

@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diff_oracle.explain.explanations import RANKS, Answer, Explanation, Explanations
+from diff_oracle.explain.explanations import RANKS, Answer, Claim, Explanation, Explanations
 from diff_oracle.tasks.text import parse_token_list
 
+EXPLANATION, FREE, OWN_WORDS = "explanation", "free", "in its own words"
 _AROUND = 12  # tokens of an example's context
 
 
@@ -21,25 +22,26 @@ class CommonClaim:
     """Explanations that claim it."""
     right: int
     """Those where it is right."""
-    measured: int
-    """Explanations where it is measured, claimed or not."""
+    measured: int | None
+    """Explanations where it is measured, claimed or not; None for a claim of a free explanation."""
 
 
 @dataclass(frozen=True)
 class QuestionSummary:
-    """How a site's answers to one question agree with what was measured."""
+    """How a site's answers to one question, or its free explanations, agree with what was measured."""
 
     task: str
     kind: str
     question: str
     num_asked: int
-    score: float
-    """The mean of the task's scores."""
+    score: float | None
+    """The mean of the task's scores; None for free explanations, which only their claims are checked of."""
     num_claims: int
     right: float | None
     """The share of right claims; None where nothing was claimed."""
     right_elsewhere: float | None
-    """The share that would be right if they were said of another text: what the site's habit alone gives."""
+    """The share that would be right if they were said of another text: what the site's habit alone gives. None where
+    there is no other text, and for free explanations."""
     common: list[CommonClaim]
     """The commonest claims first."""
 
@@ -57,8 +59,9 @@ class Example:
     """What examples are ranked by."""
     next_token: str
     answers: dict[str, str]
-    """What the oracle says, by kind of question."""
+    """What the oracle says, by kind of question; the free explanation, where there is one, as `free`."""
     measured: dict[str, str]
+    """The right answers; there is none to `free`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ def summarise(explanations: Explanations, site: str, rank: str = "size", most: i
     for item in explanations.items:
         for answer in item.answers:
             kinds[answer.task, answer.kind].append((item.text, answer))
+    questions = [_question(answers, most) for answers in kinds.values()]
+    if free := [item for item in explanations.items if item.explanation is not None]:
+        questions.append(_in_own_words(free, most))
     sizes = {name: [abs(getattr(item, field)) for item in items] for name, field in RANKS.items()}
     return SiteSummary(
         site,
@@ -103,7 +109,7 @@ def summarise(explanations: Explanations, site: str, rank: str = "size", most: i
         len(items),
         {name: sum(values) / len(values) for name, values in sizes.items()},
         rank,
-        [_question(answers, most) for answers in kinds.values()],
+        questions,
         [_example(explanations, item, rank) for item in items[:most]],
         explanations.rebuilt,
     )
@@ -112,10 +118,7 @@ def summarise(explanations: Explanations, site: str, rank: str = "size", most: i
 def _question(asked: Sequence[tuple[int, Answer]], most: int) -> QuestionSummary:
     answers = [answer for _, answer in asked]
     claims = [claim for answer in answers for claim in answer.claims]
-    said = Counter(claim.text for claim in claims)
-    right = Counter(claim.text for claim in claims if claim.right)
     measured = Counter(line for answer in answers for line in _wanted(answer))
-    common = [CommonClaim(text, number, right[text], measured[text]) for text, number in said.most_common(most)]
     first = answers[0]
     return QuestionSummary(
         first.task,
@@ -124,10 +127,30 @@ def _question(asked: Sequence[tuple[int, Answer]], most: int) -> QuestionSummary
         len(answers),
         sum(answer.score or 0.0 for answer in answers) / len(answers),
         len(claims),
-        sum(right.values()) / len(claims) if claims else None,
+        _share_right(claims),
         _elsewhere(asked),
-        common,
+        _common(claims, most, measured),
     )
+
+
+def _in_own_words(items: Sequence[Explanation], most: int) -> QuestionSummary:
+    """The same of free explanations. What else is true at a place is not written down, so nothing is said of it."""
+    claims = [claim for item in items for claim in item.explanation_claims]
+    share, common = _share_right(claims), _common(claims, most)
+    return QuestionSummary(EXPLANATION, FREE, OWN_WORDS, len(items), None, len(claims), share, None, common)
+
+
+def _share_right(claims: Sequence[Claim]) -> float | None:
+    return sum(claim.right for claim in claims) / len(claims) if claims else None
+
+
+def _common(claims: Sequence[Claim], most: int, measured: Counter[str] | None = None) -> list[CommonClaim]:
+    said = Counter(claim.text for claim in claims)
+    right = Counter(claim.text for claim in claims if claim.right)
+    return [
+        CommonClaim(text, number, right[text], None if measured is None else measured[text])
+        for text, number in said.most_common(most)
+    ]
 
 
 def _elsewhere(asked: Sequence[tuple[int, Answer]]) -> float | None:
@@ -148,6 +171,7 @@ def _wanted(answer: Answer) -> list[str]:
 
 def _example(explanations: Explanations, item: Explanation, rank: str) -> Example:
     tokens = explanations.texts[item.text].tokens
+    free = {} if item.explanation is None else {FREE: item.explanation}
     return Example(
         item.text,
         item.position,
@@ -155,6 +179,6 @@ def _example(explanations: Explanations, item: Explanation, rank: str) -> Exampl
         tokens[item.position],
         getattr(item, RANKS[rank]),
         item.next_token,
-        {answer.kind: answer.answer for answer in item.answers},
+        {answer.kind: answer.answer for answer in item.answers} | free,
         {answer.kind: answer.measured for answer in item.answers},
     )

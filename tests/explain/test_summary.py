@@ -1,18 +1,25 @@
 """What the explanations of a site have in common, counted by hand."""
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
-from diff_oracle.explain.explanations import Answer, Claim
+from diff_oracle.explain.explanations import Answer, Claim, Explanation
 from diff_oracle.explain.summary import CommonClaim, summarise
-from tests.explain.made import TOKENS, make_explanation, make_explanations, make_rebuilt, make_text
+from tests.explain import made
+from tests.explain.made import TOKENS, make_explanations, make_rebuilt, make_text
 
 
 def raised(said: list[str], measured: list[str]) -> Answer:
     claims = [Claim(token, token in measured) for token in said]
     share = len(set(said) & set(measured)) / len(measured)
     return Answer("logit_lens", "promoted", "Raises?", "\n".join(said), "\n".join(measured), None, share, claims)
+
+
+def make_explanation(text: int, position: int, site: str, **changes: Any) -> Explanation:
+    """One that answers questions and says nothing of its own accord."""
+    return made.make_explanation(text, position, site, **{"explanation": None, "explanation_claims": [], **changes})
 
 
 ITEMS = [
@@ -59,6 +66,22 @@ def test_a_single_text_has_no_other() -> None:
     assert asdict(summarise(silent, "L0H1"))["examples"][0]["answers"] == {"promoted": ""}
     with pytest.raises(ValueError, match="no explanation of L0H1: give more texts"):
         summarise(replace(MADE, items=[]), "L0H1")
+
+
+def test_free_explanations_are_counted_too() -> None:
+    said = [[("raises: a", True), ("reads: b", False)], [("raises: a", False)], []]
+    items = [
+        replace(item, explanation="some words", explanation_claims=[Claim(*claim) for claim in claims])
+        for item, claims in zip(ITEMS, said, strict=True)
+    ]
+    items.append(make_explanation(1, 4, "L0H1", answers=[], relative_size=0.01))
+    summary = summarise(replace(MADE, items=items), "L0H1")
+    asked, free = summary.questions
+    assert (asked.num_asked, asked.num_claims) == (3, 5)
+    assert (free.kind, free.num_asked, free.num_claims, free.right) == ("free", 3, 3, 1 / 3)
+    assert (free.score, free.right_elsewhere) == (None, None)
+    assert free.common == [CommonClaim("raises: a", 2, 1, None), CommonClaim("reads: b", 1, 0, None)]
+    assert [example.answers.get("free") for example in summary.examples] == ["some words"] * 3 + [None]
 
 
 def test_what_words_carried_is_averaged_over_places() -> None:
