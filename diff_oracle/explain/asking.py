@@ -120,7 +120,7 @@ class Explainer:
         """
         names = [sites] if isinstance(sites, str) else list(sites)
         wanted = positions if isinstance(positions, str | Sequence) else [positions]
-        if wanted != ALL and (isinstance(wanted, str) or not all(isinstance(position, int) for position in wanted)):
+        if wanted != ALL and (isinstance(wanted, str) or not all(type(position) is int for position in wanted)):
             raise ValueError(f"positions are token indices or {ALL!r}, got {positions!r}")
         if not names or not wanted or not texts:
             raise ValueError("nothing to explain: name at least one text, one site and one position")

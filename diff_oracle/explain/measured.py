@@ -49,7 +49,17 @@ class Point:
 
 
 def read_text(text: str, vocabulary: Vocabulary) -> ExplainedText:
-    """A text as a dataset's window has it: behind what the tokenizer puts before a text, and with nothing after it."""
+    """A text as a dataset's window has it: behind what the tokenizer puts before a text, and with nothing after it.
+
+    Raises:
+        ValueError: It holds half a character: a byte of a command line that is not UTF-8, or half of a pair in JSON.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{text!r} holds half a character at {error.start}: write it in whole ones, in UTF-8"
+        ) from error
     tokenizer = vocabulary.tokenizer
     ids = [*tokenizer("")["input_ids"], *tokenizer.encode(text, add_special_tokens=False, verbose=False)]
     return ExplainedText(text, shown_tokens(ids, vocabulary), [int(i) for i in ids])

@@ -124,6 +124,7 @@ def test_a_choice_and_words_in_place_of_a_list_are_one_claim() -> None:
         ("a b", "heads", 0, "position 0 is out of range"),
         ("a b", "heads", "some", "positions are token indices or 'all', got 'some'"),
         ("a b", "heads", 1.5, "positions are token indices or 'all', got 1.5"),
+        ("a b", "heads", True, "positions are token indices or 'all', got True"),
         ("a " * 5000, "L1", -1, "text 0 has 5002 tokens, but tiny reads at most 1024: shorten it"),
     ],
 )

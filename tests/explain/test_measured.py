@@ -118,6 +118,11 @@ def test_a_character_split_over_tokens_is_shown_once() -> None:
     assert shown_tokens(ids[:3], VOCABULARY) == ["a", "\ufffd", "\ufffd"]
 
 
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(ValueError, match=r"half a character at 2: write it in whole ones, in UTF-8"):
+        read_text("a \ud83d", VOCABULARY)
+
+
 def test_positions() -> None:
     text = read_text("one two three", VOCABULARY)
     length = len(text.token_ids)
