@@ -1,7 +1,7 @@
 """Explains what sites of a model did at positions of a text, each claim beside what was measured.
 
     python -m diff_oracle.explain oracle=runs/demo text="The value is returned by the" position=-1 sites=heads
-    python -m diff_oracle.explain oracle=runs/demo text_file=notes.txt position=all sites=[L5H3,L7] rank=skip_kl
+    python -m diff_oracle.explain oracle=runs/demo text_file=notes.txt position=all sites=[L5H3,L4] rank=skip_kl
     python -m diff_oracle.explain oracle=runs/demo texts=[one,another] position=[-2,-1] sites=layers run_dir=runs/mine
     python -m diff_oracle.explain nla=runs/nla text="…"    # a pair: what it rebuilds of each diff from its words, too
 
