@@ -177,7 +177,7 @@ def _train_readers(
         torch.manual_seed(seed)  # the adapter's start; every other draw is keyed
         readers[name] = Reconstructor.create(av.base, kind, device)
         readers[name].wordings = wordings
-        readers[name].fit_floor(train, penalties_on, (train.gold, penalties_on.gold))
+        readers[name].fit_floor(train, penalties_on, (train.gold, penalties_on.gold), seed)
         folder = run_dir / FOLDERS[name]
         settings = {"reading": asdict(reading), "ar": asdict(kind), "training": asdict(config.training), "seed": seed}
         history = train_reconstructor(

@@ -27,7 +27,7 @@ class _Fit:
     @classmethod
     def of(cls, x: Float[np.ndarray, "row feature"], y: Float[np.ndarray, "row d_model"]) -> _Fit:
         mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-        left, singular, right = np.linalg.svd(x - mean_x, full_matrices=False)
+        left, singular, right = _thin_svd(x - mean_x)
         scale = float(np.sum(singular**2)) / max(1, x.shape[1])  # rows times the mean square of a feature
         return cls(mean_x, mean_y, singular, right, left.T @ (y - mean_y), scale)
 
@@ -37,6 +37,23 @@ class _Fit:
     def shrunk(self, penalty: float) -> Float[np.ndarray, "rank"]:
         """The diagonal of the readout."""
         return np.asarray(self.singular / (self.singular**2 + penalty * self.scale + 1e-12))
+
+
+def _thin_svd(
+    x: Float[np.ndarray, "row feature"],
+) -> tuple[Float[np.ndarray, "row rank"], Float[np.ndarray, "rank"], Float[np.ndarray, "rank feature"]]:
+    """x = left diag(singular) right, by the eigenvalues of the smaller of x x' and x' x: twice as fast as an SVD.
+
+    Directions below 1e-6 of the largest, where rounding would make up the vectors, are left out: every penalty shrinks
+    them to nothing.
+    """
+    wide = x.shape[0] < x.shape[1]
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    kept = values > max(0.0, values[-1]) * 1e-12
+    singular, vectors = np.sqrt(values[kept]), vectors[:, kept]
+    if wide:
+        return vectors, singular, vectors.T @ x / singular[:, None]
+    return x @ vectors / singular, singular, vectors.T
 
 
 class SiteRidge:

@@ -130,10 +130,12 @@ class Reconstructor(nn.Module):
         shown = diff.before if self.config.before == "vector" else np.zeros_like(diff.before)
         return self.reader.prompts.about(diff, explanation, instead=shown)
 
-    def fit_floor(self, train: Rows, select: Rows, claims: tuple[Sequence[Claims], Sequence[Claims]]) -> None:
+    def fit_floor(
+        self, train: Rows, select: Rows, claims: tuple[Sequence[Claims], Sequence[Claims]], seed: int = 0
+    ) -> None:
         """Fits what the transformer adds to, where the configuration wants that."""
         if self.config.floor:
-            self.floor = Floor.fit(self._features, train, select, claims).to(self.device)
+            self.floor = Floor.fit(self._features, train, select, claims, seed).to(self.device)
 
     def forward(
         self,
