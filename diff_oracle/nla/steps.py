@@ -54,9 +54,9 @@ class RlConfig:
     """Explanations of each."""
     max_new_tokens: int | None = None
     """Where an explanation is cut off; where the longest one ends if it is not given."""
-    credit: str = "answer"
-    """What a token is credited with: `answer`, how much better its answer is than the group's; `lines`, how much more
-    its line adds to the reconstruction than the group's lines in its place (`nla.credit`)."""
+    credit: str = "lines"
+    """What a token is credited with: `lines`, how much more its line adds to the reconstruction than the group's lines
+    in its place (`nla.credit`); `answer`, how much better its answer is than the group's: plain GRPO."""
     min_spread: float = 1e-3
     """Groups whose rewards have no larger standard deviation are dropped."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -186,7 +186,10 @@ class Steps:
             of_answer = advantages(torch.from_numpy(earned).float(), config.min_spread).flatten()
             return of_answer[:, None].expand(samples.ids.shape).to(policy.device)
         if self._ar.floor is None:
-            raise ValueError("rl.credit=lines is reckoned by the reconstructor's floor, but it has none (ar.floor)")
+            raise ValueError(
+                "rl.credit=lines is reckoned by the reconstructor's floor, but it has none (ar.floor): choose "
+                "rl.credit=answer"
+            )
         newline = policy.vocabulary.newline[-1]
         answers = [ids[:length] for ids, length in zip(samples.ids.tolist(), samples.lengths.tolist(), strict=True)]
         lines = [claims_by_line(ids, newline, policy.vocabulary) for ids in answers]

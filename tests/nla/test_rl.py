@@ -48,7 +48,7 @@ TIMES = ("tokens_per_second", "share_sampling", "share_scoring", "share_updating
 SHORT: dict[str, Any] = {
     "reward": RewardConfig(length_penalty=0.1),
     "steps": 4, "diffs": 2, "group_size": 3, "max_new_tokens": 5, "min_spread": 0.0, "evaluations": 2,
-    "selection_rows": 4, "checkpoint_every": 1, "gate": False, "tracker": "none",
+    "selection_rows": 4, "checkpoint_every": 1, "gate": False, "tracker": "none", "credit": "answer",
 }  # fmt: skip
 NEVER = StopConfig(max_failed=2.0, max_kl=100.0, min_distinct=-1.0, max_dropped=2.0)
 
@@ -152,6 +152,20 @@ def test_what_an_arm_moves(arm: str, tmp_path: Path) -> None:
     wanted |= {"kl", "drift", "clipped", "grad_norm"} if arm == "rl" else set()
     assert not wanted - set(run.lines[-1])
     assert draw_health(run.lines, "a run").axes
+
+
+def test_lines_are_credited_where_the_reconstructor_has_a_floor(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"it has none \(ar.floor\): choose rl.credit=answer"):
+        made(tmp_path / "none", credit="lines")[0].fit()
+    run, pair = made(tmp_path / "fitted", credit="lines", steps=1, updates=UpdateConfig(learning_rate=1e-2, kl=0.0))
+    train, select = rows()
+    pair.ar.fit_floor(train, select, (train.gold, select.gold))
+    before = weights(pair)
+    run._checkpoints.keep = lambda steps: None  # type: ignore[method-assign]
+    run.fit()
+    run._load(run._checkpoints.path(1))
+    # No line of a random model is a claim, so that all lines, to go on and to end earn the same: nothing is learned.
+    assert {name[:2] for name, value in weights(pair).items() if not torch.equal(value, before[name])} == {"ar"}
 
 
 def test_it_ends_in_the_best_state(tmp_path: Path) -> None:
