@@ -4,10 +4,10 @@ The value of a line is how much nearer the reconstruction comes to the diff with
 
     v = r(δ̂) − r(δ̂ − what the reconstructor's floor adds for the claim)
 
-and 0 for a line that is no claim, repeats one, or is not read. A line's tokens have the advantage of its value over
-that of the same line of the other answers of its group. To go on or to end is a choice by itself: a line break, and
-the token that ends an answer, have the advantage of all that comes behind them, which is nothing behind an end. All are
-in units of the standard deviation of the group's lines.
+and 0 for a line that is no claim, repeats one, or is not read; less `false_penalty` for a false claim. A line's tokens
+have the advantage of its value over that of the same line of the other answers of its group. To go on or to end is a
+choice by itself: a line break, and the token that ends an answer, have the advantage of all that comes behind them,
+which is nothing behind an end. All are in units of the standard deviation of the group's lines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diff_oracle.nla.floor import Floor
-from diff_oracle.nla.reward import Judged, nearness
+from diff_oracle.nla.reward import Judged, RewardConfig, nearness
 from diff_oracle.tasks.claims import Claim, parse
 from diff_oracle.tasks.text import Vocabulary
 
@@ -52,7 +52,7 @@ def line_values(
     rebuilt: Float[np.ndarray, "sample d_model"],
     target: Float[np.ndarray, "sample d_model"],
     floor: Floor,
-    measure: str,
+    config: RewardConfig,
 ) -> list[Float[np.ndarray, "_"]]:
     """The value of each line of each answer.
 
@@ -63,9 +63,12 @@ def line_values(
         rebuilt: What the reconstructor makes of each answer.
         target: The diffs.
         floor: What it adds to.
-        measure: As in `RewardConfig`.
+        config: What is rewarded.
     """
-    values = [np.zeros(len(of_answer)) for of_answer in lines]
+    values = [
+        np.array([-config.false_penalty * (claim in answer.false) for claim in of_answer], dtype=float)
+        for of_answer, answer in zip(lines, judged, strict=True)
+    ]
     places = [
         (i, k, claim)
         for i, (of_answer, answer) in enumerate(zip(lines, judged, strict=True))
@@ -79,9 +82,9 @@ def line_values(
     with torch.no_grad():
         added = floor(of_rows, [(claim,) for _, _, claim in places]) - floor(of_rows, [()] * len(rows))
     without = rebuilt[rows] - added.cpu().double().numpy()
-    gains = nearness(rebuilt[rows], target[rows], measure) - nearness(without, target[rows], measure)
+    gains = nearness(rebuilt[rows], target[rows], config.measure) - nearness(without, target[rows], config.measure)
     for (i, k, _), gain in zip(places, gains, strict=True):
-        values[i][k] = gain
+        values[i][k] += gain
     return values
 
 

@@ -35,6 +35,8 @@ class RewardConfig:
     taken off: what fits every diff of a site earns nothing at 1."""
     length_penalty: float = 0.0
     """Taken off for every token."""
+    false_penalty: float = 0.0
+    """Taken off for every claim that is false on the model."""
     quote_penalty: float = 0.0
     """Taken off times the share of claims that name a token of the context."""
     failed: float = -2.0
@@ -44,7 +46,7 @@ class RewardConfig:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ValueError(f"unknown rl.reward.measure {self.measure!r}: choose from {', '.join(MEASURES)}")
-        for name in ("contrastive", "length_penalty", "quote_penalty"):
+        for name in ("contrastive", "length_penalty", "false_penalty", "quote_penalty"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rl.reward.{name} must be at least 0, got {getattr(self, name)}")
 
@@ -65,6 +67,8 @@ class Judged:
     """Claims that are true on the model."""
     num_quoted: int
     """Claims that name a token of the context."""
+    false: Claims = ()
+    """Claims that are false on the model."""
 
     @property
     def failed(self) -> bool:
@@ -99,8 +103,9 @@ def judge(
     """
     claims, tokens = parse(text, vocabulary).claims, set(context)
     true = tuple(claim for claim in claims if truth.holds(claim))
+    false = tuple(claim for claim in claims if claim not in true)
     quoted = sum(claim.said in tokens for claim in claims)
-    return Judged(claims, true if truth_gated else claims, num_tokens, cut_off, len(true), quoted)
+    return Judged(claims, true if truth_gated else claims, num_tokens, cut_off, len(true), quoted, false)
 
 
 def nearness(
@@ -136,5 +141,6 @@ def rewards(
     if wrong is not None:
         value = value - config.contrastive * nearness(rebuilt, wrong, config.measure)
     value = value - config.length_penalty * np.array([j.num_tokens for j in judged])
+    value = value - config.false_penalty * np.array([len(j.false) for j in judged])
     value = value - config.quote_penalty * np.array([j.quotes for j in judged])
     return np.where([j.failed for j in judged], config.failed, value)

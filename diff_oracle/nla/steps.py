@@ -193,8 +193,9 @@ class Steps:
         newline = policy.vocabulary.newline[-1]
         answers = [ids[:length] for ids, length in zip(samples.ids.tolist(), samples.lengths.tolist(), strict=True)]
         lines = [claims_by_line(ids, newline, policy.vocabulary) for ids in answers]
-        values = line_values(lines, judged, sites, rebuilt, target, self._ar.floor, config.reward.measure)
-        at_end = earned.flatten() - nearness(rebuilt, target, config.reward.measure)
+        values = line_values(lines, judged, sites, rebuilt, target, self._ar.floor, config.reward)
+        of_lines = -config.reward.false_penalty * np.array([len(j.false) for j in judged])
+        at_end = earned.flatten() - nearness(rebuilt, target, config.reward.measure) - of_lines
         numbers = line_numbers(samples.ids, newline, policy.prompts.eos_id)
         breaks = samples.ids == newline
         return line_advantages(values, at_end, numbers, breaks, config.group_size, config.min_spread)

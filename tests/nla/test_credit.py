@@ -1,5 +1,7 @@
 """The credit of a line equals what the reconstruction loses without it, computed line by line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_values
 from diff_oracle.nla.floor import Floor
 from diff_oracle.nla.linear import POOLED
-from diff_oracle.nla.reward import Judged, nearness
+from diff_oracle.nla.reward import Judged, RewardConfig, nearness
 from diff_oracle.tasks.claims import Claim, write
 from tests.tasks.made import VOCABULARY
 
@@ -39,13 +41,17 @@ def test_values_are_what_the_reconstruction_loses(measure: str) -> None:
     sites, target = ["L0", "L5"], rng.standard_normal((2, 8))
     transformer = rng.standard_normal((2, 8))
     rebuilt = floor(sites, [(A, B), ()]).numpy() + transformer
-    values = line_values(lines, judged, sites, rebuilt, target, floor, measure)
+    values = line_values(lines, judged, sites, rebuilt, target, floor, RewardConfig(measure=measure))
     assert [len(of_answer) for of_answer in values] == [3, 1]
     assert values[0][1] == 0 and values[1][0] == 0
     for k, others in ((0, (B,)), (2, (A,))):
         without = floor(["L0"], [others]).numpy() + transformer[:1]
         expected = nearness(rebuilt[:1], target[:1], measure) - nearness(without, target[:1], measure)
         assert values[0][k] == pytest.approx(expected[0], abs=1e-5)
+    judged = [replace(judged[0], false=(B,)), replace(judged[1], false=(C,))]
+    config = RewardConfig(measure=measure, false_penalty=0.25)
+    less = line_values(lines, judged, sites, rebuilt, target, floor, config)
+    assert less[0] == pytest.approx(values[0] - [0, 0, 0.25]) and less[1] == pytest.approx([-0.25])
 
 
 def test_advantages_compare_a_line_with_its_place_in_the_group() -> None:

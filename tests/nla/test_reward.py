@@ -31,6 +31,7 @@ def test_an_explanation_is_taken_apart() -> None:
         found = judged(said(*claims) + "\nsome other line", truth_gated=gated)
         assert found.claims == claims
         assert found.read == (true if gated else claims)
+        assert found.false == (Claim("raises", B), Claim("skipped", NO_CHANGE))
         assert (found.num_true, found.num_quoted, found.quotes, found.failed) == (2, 2, 0.5, False)
 
 
@@ -62,6 +63,9 @@ def test_rewards_by_hand() -> None:
     np.testing.assert_allclose(contrast, [0 + 2, -2 - 0, -2 + 4], atol=1e-12)
     less = rewards(three, rebuilt, right, RewardConfig(length_penalty=0.01, quote_penalty=0.3))
     np.testing.assert_allclose(less, np.array([0, -2, -2]) - 0.09 - 0.15, atol=1e-12)
+    half_true = [judged(said(Claim("raises", A), Claim("raises", B)))] * 3
+    less = rewards(half_true, rebuilt, right, RewardConfig(false_penalty=0.2))
+    np.testing.assert_allclose(less, np.array([0, -2, -2]) - 0.2, atol=1e-12)
 
 
 def test_a_direction_is_rewarded_whatever_its_size() -> None:
