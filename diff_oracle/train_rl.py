@@ -145,10 +145,13 @@ class _Bench:
 
     def measure(self, run_dir: Path, ladder: str, held_out: str) -> HeldOut:
         """The pair as it is, on split `test`; read from disk where a killed run, or `train_ar`, measured it."""
-        if held_out == HELD_OUT_BEFORE and (Path(self.config.nla) / HELD_OUT).is_file():
-            shutil.copy(Path(self.config.nla) / LADDER, run_dir / ladder)
-            shutil.copy(Path(self.config.nla) / HELD_OUT, run_dir / held_out)
-        if not (run_dir / held_out).is_file():
+        began = Path(self.config.nla)
+        if (run_dir / held_out).is_file():
+            pass
+        elif held_out == HELD_OUT_BEFORE and (began / HELD_OUT).is_file():
+            shutil.copy(began / LADDER, run_dir / ladder)
+            shutil.copy(began / HELD_OUT, run_dir / held_out)
+        else:
             source, splits = self.source, self.splits
             found = evaluate_pair(
                 self.pair.av, source.readers, source.named, splits, self.subject, source.ladder, source.seed
