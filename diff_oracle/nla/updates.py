@@ -33,7 +33,7 @@ MAX_DRIFT = {False: 1e-4, True: 0.02}
 class UpdateConfig:
     """How the parts of the pair are updated."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 7e-4
     """Muon's peak rate for the policy: linear warm-up, cosine decay to zero."""
     ar_learning_rate: float = 1e-3
     """The same for the reconstructor."""
