@@ -96,6 +96,8 @@ def test_a_killed_run_does_not_measure_again_and_arms_are_compared(
     assert gained["frozen_av", "rl"] == pytest.approx(difference)
     assert [arm["name"] for arm in result["arms"]] == ["rl", "frozen_av"]
     assert result == json.loads(json.dumps(result))
+    shutil.copytree(made / "rl", tmp_path / "again")
+    assert [arm.name for arm in load_arms([made / "rl", tmp_path / "again"])] == ["rl (rl)", "rl (again)"]
     report.run(compose("report", ReportConfig, [f"nla=[{made / 'rl'},{made / 'arm'}]", f"run_dir={tmp_path}"]))
     shown = capsys.readouterr().out
     assert "gain, paired, of" in shown and "frozen_av" in shown

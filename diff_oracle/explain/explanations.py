@@ -182,7 +182,7 @@ class Explanations:
         return asdict(self) | self._sums()
 
     def content(self) -> dict[str, Any]:
-        """The same with its parts as they are, for `json.dumps(..., default=vars)`: ten times as fast."""
+        """The same with its parts as they are, for `json.dumps(..., default=vars)`."""
         return vars(self) | self._sums()
 
     def _sums(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ SHOWN = (
 )
 """What is shown of each run: words, metric and rung of its ladder."""
 GROUPS = ("all", "heads", "layers")
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Arm:
     """A finished run of `diff_oracle.train_rl`."""
 
     name: str
-    """`rl`, `frozen_av`, `sft_continued`; `rl, truth_gated`; other settings that differ are in the run's own name."""
+    """`rl`, `frozen_av`, `sft_continued`; `rl, truth_gated`; with its folder where several have the same."""
     about: Mapping[str, Any]
     """run.json."""
     before: Sequence[Row]
@@ -72,7 +73,12 @@ def load_arms(folders: Sequence[Path]) -> list[Arm]:
     for folder in folders:
         if missing := [name for name in ("run.json", HELD_OUT, HELD_OUT_BEFORE) if not (folder / name).is_file()]:
             raise ValueError(f"{folder} is no finished run of diff_oracle.train_rl: it has no {', '.join(missing)}")
-    return [_load(folder) for folder in folders]
+    arms = [_load(folder) for folder in folders]
+    names = [arm.name for arm in arms]
+    return [
+        replace(arm, name=f"{arm.name} ({folder.name})") if names.count(arm.name) > 1 else arm
+        for arm, folder in zip(arms, folders, strict=True)
+    ]
 
 
 def _load(run_dir: Path) -> Arm:
@@ -85,7 +91,7 @@ def _load(run_dir: Path) -> Arm:
     return Arm(name, about, before, after, held_out, health)
 
 
-def gains_of(arms: Sequence[Arm], seed: int = 0, resamples: int = 2000) -> list[Row]:
+def gains_of(arms: Sequence[Arm], seed: int = 0, resamples: int = RESAMPLES) -> list[Row]:
     """What each has over how the pair began, and over each of the arms named before it, on the same held-out rows.
 
     Returns:
@@ -113,7 +119,12 @@ def to_result(arms: Sequence[Arm]) -> dict[str, Any]:
 
     def kept(ladder: Sequence[Row], held_out: HeldOut) -> list[Row]:
         wanted = {(metric, rung) for _, metric, rung in SHOWN}
-        failed = {"rung": "AV: bag", "site_group": "all", "metric": "failed", **asdict(held_out.failures(2000, 0))}
+        failed = {
+            "rung": "AV: bag",
+            "site_group": "all",
+            "metric": "failed",
+            **asdict(held_out.failures(RESAMPLES, seed=0)),
+        }
         rows = [row for row in ladder if (row["metric"], row["rung"]) in wanted and row["site_group"] in GROUPS]
         return [*rows, failed]
 

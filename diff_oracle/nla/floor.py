@@ -2,9 +2,9 @@
 
     reconstruction = x' W_site + b_site + transformer        x: the claims as vectors (`nla.bag`)
 
-A transformer alone must learn a map for each site from its name in the prompt, which takes long: on `tiny` it stays
-below a bag of words. Beside one it learns what a bag of words cannot tell. Unlike the ladder's rungs `…: bag`, it is
-fitted to each explanation twice, whole and with some claims left out: without any it is to tell the site's mean.
+A transformer alone must learn a map for each site from its name in the prompt, which takes long; beside this one only
+what a bag of words cannot tell is left to it. Unlike the ladder's rungs `…: bag`, it is fitted to each explanation
+twice, whole and with some claims left out: without any it is to tell the site's mean.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Floor(nn.Module):
         seed: int = 0,
     ) -> Floor:
         """Ridge regression for each site, the penalties chosen on `select`; what is left out is keyed by the seed."""
-        x = [np.vstack([features(of_split), features(_shortened(of_split, seed))]) for of_split in claims]
+        x = [np.vstack([features(of_split), features(_all_shortened(of_split, seed))]) for of_split in claims]
         ridge = SiteRidge(train.sites * 2, x[0], np.vstack([train.target] * 2))
         maps = ridge.select(select.sites * 2, x[1], np.vstack([select.target] * 2)).maps()
         sites = [site for site in maps if site != POOLED] + [POOLED]
@@ -89,11 +89,11 @@ class Floor(nn.Module):
         return cls(features, sites, saved["weight"], saved["bias"])
 
 
-def _shortened(explanations: Sequence[Claims], seed: int) -> list[Claims]:
-    """Each with some of its claims, any number from none to all."""
-    result: list[Claims] = []
-    for i, claims in enumerate(explanations):
-        rng = keyed_rng(seed, "floor", i)
-        kept = rng.permutation(len(claims))[: rng.integers(len(claims) + 1)]
-        result.append([claims[k] for k in sorted(kept)])
-    return result
+def shortened(claims: Claims, rng: np.random.Generator) -> Claims:
+    """Some of the claims, any number from none to all, in their order."""
+    kept = np.sort(rng.permutation(len(claims))[: rng.integers(len(claims) + 1)])
+    return [claims[i] for i in kept]
+
+
+def _all_shortened(explanations: Sequence[Claims], seed: int) -> list[Claims]:
+    return [shortened(claims, keyed_rng(seed, "floor", i)) for i, claims in enumerate(explanations)]

@@ -42,7 +42,7 @@ class _Fit:
 def _thin_svd(
     x: Float[np.ndarray, "row feature"],
 ) -> tuple[Float[np.ndarray, "row rank"], Float[np.ndarray, "rank"], Float[np.ndarray, "rank feature"]]:
-    """x = left diag(singular) right, by the eigenvalues of the smaller of x x' and x' x: twice as fast as an SVD.
+    """x = left diag(singular) right, by the eigenvalues of the smaller of x x' and x' x.
 
     Directions below 1e-6 of the largest, where rounding would make up the vectors, are left out: every penalty shrinks
     them to nothing.

@@ -17,6 +17,7 @@ import torch.utils.data
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from diff_oracle.nla.floor import shortened
 from diff_oracle.nla.metrics import Means, spread
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rows import Claims, Rows
@@ -78,8 +79,7 @@ class ReadingDataset(torch.utils.data.Dataset[tuple[int, Text]]):
             return row, ()
         claims, rng = list(self._claims[row]), keyed_rng(self._seed, "reading", index)
         if rng.random() < self._config.shortened:
-            kept = np.sort(rng.permutation(len(claims))[: rng.integers(len(claims) + 1)])
-            claims = [claims[i] for i in kept]
+            claims = list(shortened(claims, rng))
         in_other_words = rng.random() < self._config.reworded
         return row, reworded(claims, rng, self._wordings) if in_other_words else write(claims)
 

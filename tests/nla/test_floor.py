@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from diff_oracle.nla.bag import ClaimFeatures
-from diff_oracle.nla.floor import Floor, _shortened
+from diff_oracle.nla.floor import Floor, shortened
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rows import Rows
 from diff_oracle.nla.rungs import BagReader
 from diff_oracle.nla.training import METRIC, ReadingConfig, train_reconstructor
+from diff_oracle.randomness import keyed_rng
 from diff_oracle.tasks.claims import Claim, write
 from diff_oracle.tasks.explanation import reworded
 from tests.nla.test_reconstructor import config_of, made, readable_rows
@@ -30,7 +31,10 @@ def test_it_is_the_bag_of_words_reader() -> None:
     model = made(floor=True)
     train, select, test = some_rows(model), some_rows(model, 20), some_rows(model, 10)
     features = ClaimFeatures(model.lm.get_base_model().get_output_embeddings().weight.detach().numpy())
-    claims = [rows.gold + _shortened(rows.gold, 0) for rows in (train, select)]
+    claims = [
+        rows.gold + [shortened(gold, keyed_rng(0, "floor", i)) for i, gold in enumerate(rows.gold)]
+        for rows in (train, select)
+    ]
     expected = BagReader(twice(train), twice(select), (claims[0], claims[1]), features)(test, test.gold)
     floor = Floor.fit(features, train, select, (train.gold, select.gold))
     np.testing.assert_allclose(floor(test.sites, test.gold).numpy(), expected, rtol=1e-3, atol=1e-4)
