@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
@@ -51,7 +50,7 @@ def _lines_of(task: Task, files: Iterable[Path], texts: Sequence[str]) -> Iterat
     in_training: dict[str, Counter[int | str]] = defaultdict(Counter)
     for file in files:
         table = pq.read_table(file, columns=["site", "split", *LABEL_COLUMNS[task.name]], partitioning=None)
-        rows = RecordSet(datasets.Dataset(table, fingerprint=file.name))
+        rows = RecordSet(table)
         for site, split, labels in zip(rows.sites, rows.column("split"), label_rows(rows, task.name), strict=True):
             answer = task.top_answer(labels)
             answers[site][answer] += 1

@@ -14,13 +14,14 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool
 
@@ -112,32 +113,37 @@ class Record(Diff):
 class RecordSet:
     """The rows of one split."""
 
-    def __init__(self, rows: datasets.Dataset) -> None:
-        self._rows = rows.with_format("numpy")
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows.combine_chunks()  # rows are taken by index, which is slow from many chunks
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        return self._record(self._rows[index])
+        return self.take([index])[0]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
         """The records at `indices`, in that order, read in one go."""
-        rows = self._rows[[int(i) for i in indices]]
-        return [self._record({name: column[i] for name, column in rows.items()}) for i in range(len(indices))]
+        rows = self._rows.take(pa.array(np.asarray(indices, dtype=np.int64)))
+        columns = {name: _as_numpy(rows[name]) for name in rows.column_names}
+        return [self._record({name: column[i] for name, column in columns.items()}) for i in range(len(rows))]
 
     def where(self, mask: Bool[np.ndarray, "row"]) -> RecordSet:
         """The rows at which the mask is true."""
-        return self if mask.all() else RecordSet(self._rows.select(np.flatnonzero(mask)))
+        return self if mask.all() else RecordSet(self._rows.filter(pa.array(mask)))
 
     @property
     def column_names(self) -> set[str]:
         """The columns that the dataset has."""
         return set(self._rows.column_names)
 
-    def column(self, name: str) -> Any:
-        """A whole column, as numpy."""
-        return self._rows.select_columns(name)[:][name]
+    def column(self, name: str) -> np.ndarray | list[np.ndarray]:
+        """A whole column: numbers or words as one array, vectors as [row, d_model], lists as an array a row.
+
+        Raises:
+            KeyError: There is no such column.
+        """
+        return _as_numpy(self._rows[name])
 
     @cached_property
     def doc_ids(self) -> list[str]:
@@ -220,12 +226,8 @@ def open_dataset(path: Path, weights_hash: str, tokenizer_hash: str) -> DiffData
         if not file.is_file() or file_hash(file) != part["sha256"]:
             raise ValueError(f"part {file} is missing or corrupt: delete {path} and build it again")
         tables.append(pq.read_table(file, partitioning=None))  # a folder called a=b is no column
-    # Not `Dataset.from_parquet`, which copies every dataset into a cache outside data_dir. Without a fingerprint given,
-    # one would be made by hashing all rows.
-    fingerprint = hashlib.sha256("".join(part["sha256"] for part in manifest["parts"]).encode()).hexdigest()[:16]
-    rows = datasets.Dataset(pa.concat_tables(tables), fingerprint=fingerprint)
-    names = np.asarray(rows["split"])
-    return DiffDataset(path, manifest, {s: RecordSet(rows.select(np.flatnonzero(names == s))) for s in SPLITS})
+    rows = pa.concat_tables(tables)
+    return DiffDataset(path, manifest, {s: RecordSet(rows.filter(pc.equal(rows["split"], s))) for s in SPLITS})
 
 
 def git_commit() -> str | None:
@@ -271,6 +273,22 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{file} is damaged ({type(error).__name__}: {error}): delete {path} and build it again"
         ) from error
     return manifest
+
+
+def _as_numpy(column: pa.ChunkedArray) -> np.ndarray | list[np.ndarray]:
+    """A column as `RecordSet.column` gives it; whole numbers have 64 bits, what is missing is NaN, or an empty list."""
+    values = column.combine_chunks()
+    if pa.types.is_fixed_size_list(values.type):
+        return values.flatten().to_numpy().reshape(len(values), values.type.list_size)
+    if not pa.types.is_list(values.type):
+        return _numbers(values)
+    numbers, bounds = _numbers(values.flatten()), values.offsets.to_numpy()
+    return [numbers[start:end] for start, end in pairwise((bounds - bounds[0]).tolist())]
+
+
+def _numbers(values: pa.Array) -> np.ndarray:
+    numbers = values.to_numpy(zero_copy_only=False)
+    return numbers.astype(np.int64) if pa.types.is_integer(values.type) else numbers
 
 
 def file_hash(file: Path) -> str:

@@ -102,12 +102,6 @@ def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:
     assert dataset.split("train").sites == ["L0", "L0"]
 
 
-def test_opening_copies_nothing_into_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    assert len(open_toy(write_toy(tmp_path / "toy")).split("train")) == 2
-    assert not (tmp_path / "cache").exists()
-
-
 @given(st.text(min_size=1))
 def test_the_same_words_are_in_the_same_split(text: str) -> None:
     assert split_of(text) == split_of(f"  {text}\n") == split_of(" ".join(text.split()))

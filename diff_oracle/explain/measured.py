@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import datasets
 import pyarrow as pa
 import torch
 from jaxtyping import Bool
@@ -155,7 +154,7 @@ def measure_sites(
     columns = measure(subject, (Window(doc_id, "test", list(token_ids), list(queries)),), list(tasks), allowed)
     # By way of a dataset's own rows, so that a label has the type and the rounding that it has there.
     table = pa.table(columns, schema=schema(subject.d_model, [task.name for task in tasks]))
-    records = RecordSet(datasets.Dataset(table, fingerprint="measured")).take(range(len(queries)))
+    records = RecordSet(table).take(range(len(queries)))
     run = forward(subject, torch.tensor([list(token_ids)]), [Query(0, position, site) for position, site in queries])
     captured = read_diffs(run)
     next_ids = subject.unembed(run.final).argmax(-1)[run.place]

@@ -181,7 +181,7 @@ class Attention:
 
     def askable(self, records: RecordSet) -> Bool[np.ndarray, "row kind"]:
         """`kinds_for` of every row, in the order of `kinds`."""
-        keys = zip(records.doc_ids, records.sites, records.column("position").tolist(), strict=True)
+        keys = zip(records.doc_ids, records.sites, map(int, records.column("position")), strict=True)
         rows = zip(keys, records.column("token_ids"), label_rows(records, self.name), strict=True)
         possible = [self._kinds_for(key, context.tolist(), labels) for key, context, labels in rows]
         return np.array([[kind in kinds for kind in self.kinds] for kinds in possible]).reshape(-1, len(self.kinds))

@@ -135,7 +135,7 @@ def label(labels: Mapping[str, Any], task: str, name: str) -> Any:
     return labels[name]
 
 
-def label_column(records: RecordSet, task: str, name: str) -> Any:
+def label_column(records: RecordSet, task: str, name: str) -> np.ndarray | list[np.ndarray]:
     """A whole column of labels, as numpy.
 
     Raises:
@@ -143,7 +143,7 @@ def label_column(records: RecordSet, task: str, name: str) -> Any:
     """
     try:
         return records.column(name)
-    except ValueError as error:
+    except KeyError as error:
         raise ValueError(
             f"the dataset has no {name}: it was not measured for {task}, build it with +task={task}"
         ) from error
@@ -152,9 +152,6 @@ def label_column(records: RecordSet, task: str, name: str) -> Any:
 def label_rows(records: RecordSet, task: str) -> Iterator[dict[str, Any]]:
     """Every row's labels, read without the vectors; lists as Python's, which are faster to walk through."""
     columns = {name: label_column(records, task, name) for name in LABEL_COLUMNS[task]}
-    plain = [
-        column if column.ndim == 1 and column.dtype != object else map(np.ndarray.tolist, column)
-        for column in columns.values()
-    ]
+    plain = [map(np.ndarray.tolist, column) if isinstance(column, list) else column for column in columns.values()]
     for values in zip(*plain, strict=True):
         yield dict(zip(columns, values, strict=True))

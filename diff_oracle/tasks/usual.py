@@ -151,8 +151,16 @@ def best_constant(answers: Sequence[Sequence[Named]], most: int) -> tuple[Named,
     """
     counts = Counter(token for answer in answers for token in answer)
     ranked = [token for token, _ in counts.most_common(most)]
-    candidates = [tuple(ranked[:length]) for length in range(len(ranked) + 1)]
-    return max(candidates, key=lambda named: sum(overlap(named, answer) for answer in answers))
+    rank = {token: place for place, token in enumerate(ranked)}
+    scores = [0.0] * (len(ranked) + 1)  # of naming so many
+    for answer in answers:
+        named_at = {rank[token] for token in answer if token in rank}
+        scores[0] += not answer
+        right = 0
+        for length in range(1, len(scores)):
+            right += length - 1 in named_at
+            scores[length] += right / max(length, len(answer))
+    return tuple(ranked[: scores.index(max(scores))])
 
 
 def overlap(named: Sequence[object], wanted: Sequence[object]) -> float:

@@ -22,6 +22,7 @@ from diff_oracle.tasks import Task
 from diff_oracle.training.checkpoints import Checkpoints
 from diff_oracle.training.examples import Example, ExampleDataset
 from diff_oracle.training.mixture import MixtureConfig
+from diff_oracle.training.muon import Muon
 from diff_oracle.training.tracking import Tracking, check_tracker
 from diff_oracle.training.trainer import OracleTrainer
 
@@ -198,9 +199,7 @@ def make_optimizer(oracle: torch.nn.Module, config: TrainingConfig) -> torch.opt
     and injector, are matrices, as Muon needs.
     """
     matrices = [parameter for parameter in oracle.parameters() if parameter.requires_grad]
-    return torch.optim.Muon(
-        matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    return Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def training_arguments(device: torch.device, config: TrainingConfig, seed: int, folder: Path) -> TrainingArguments:

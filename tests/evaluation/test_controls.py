@@ -1,7 +1,7 @@
 """Every control's prompt is what its name says, on the same rows."""
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from diff_oracle.evaluation.controls import (
@@ -54,7 +54,7 @@ def row_set(doc_ids: list[str], sites: list[str], contexts: list[list[int]] | No
         "diff": list(vectors),
         "before": list(vectors),
     }
-    return RecordSet(datasets.Dataset.from_dict(columns))
+    return RecordSet(pa.table(columns))
 
 
 def test_partners_are_what_their_controls_are_called() -> None:

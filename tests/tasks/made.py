@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -59,7 +58,7 @@ def make_rows(records: Sequence[Record], *tasks: str, per_document: int = 4, wid
         values = [record.labels[name] for record in records]
         columns[name] = [None if np.isscalar(value) and np.isnan(value) else value for value in values]
     table = schema(width, tasks)
-    return RecordSet(datasets.Dataset(pa.table({f.name: pa.array(columns[f.name], type=f.type) for f in table})))
+    return RecordSet(pa.table({f.name: pa.array(columns[f.name], type=f.type) for f in table}))
 
 
 def attention(positions: list[int], ids: list[int], weights: list[float], sink: float | None = 0.0) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from diff_oracle.records import Record, RecordSet
@@ -15,9 +15,7 @@ COMMON_UP, COMMON_DOWN = [310, 311], [410, 411]  # what site L1 often has at the
 def training_rows(rows: list[tuple[str, list[int], list[int]]]) -> RecordSet:
     """Rows of (site, promoted, suppressed): all that a task is fitted on."""
     sites, promoted, suppressed = zip(*rows, strict=True)
-    return RecordSet(
-        datasets.Dataset.from_dict({"site": sites, "promoted_ids": promoted, "suppressed_ids": suppressed})
-    )
+    return RecordSet(pa.table({"site": sites, "promoted_ids": promoted, "suppressed_ids": suppressed}))
 
 
 def tiny_vocabulary() -> Vocabulary:

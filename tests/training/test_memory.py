@@ -68,7 +68,7 @@ def test_a_batch_in_parts_has_the_loss_of_the_whole() -> None:
     )
     first = ["loss", "grad_norm"]
     assert [parts[0][name] for name in first] == pytest.approx([whole[0][name] for name in first], rel=1e-5)
-    for one, other in zip(whole[1:4], parts[1:4], strict=True):  # Muon works in bfloat16: roundings show
+    for one, other in zip(whole[1:4], parts[1:4], strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=2e-4)
     with pytest.raises(ValueError, match="batch_size=8 is not a multiple of 6: 2 processes × .*accumulation=3"):
         TrainingConfig(batch_size=8, gradient_accumulation=3).batch_size_of_process(2)
