@@ -4,10 +4,10 @@
     python scripts/results.py save runs/nla tiny_nla                    # also of train_ar, evaluate nla=… and verbalise
     python scripts/results.py sweep multirun/train/2026-11-22 inputs    # a sweep's folder -> results/inputs.json
     python scripts/results.py rl multirun/rl tiny_rl                    # runs of train_rl -> results/tiny_rl.json
-    python scripts/results.py readme                                    # results/*.json -> README.md, docs/results.md
+    python scripts/results.py readme                                    # results/*.json -> README.md, docs/*.md
 
-A table stands in the README between `<!-- results/NAME.json -->` and `<!-- end -->`; no number is written by hand. What
-is folded away in a table stands in docs/results.md alone, which holds all results, whole.
+A table stands in the README or a page of docs between `<!-- results/NAME.json -->` and `<!-- end -->`; no number is
+written by hand. What is folded away in a table stands in docs/results.md alone, which holds all results, whole.
 """
 
 from __future__ import annotations
@@ -96,26 +96,33 @@ def _write(name: str, content: Mapping[str, Any]) -> None:
     (ROOT / "results" / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def update_readme(text: str) -> str:
-    """The README with every table written anew, without what is folded away."""
+def update_page(text: str, whole: str = "docs/results.md") -> str:
+    """The README, or another page, with every table written anew, without what is folded away: it is in `whole`."""
 
     def table(match: re.Match[str]) -> str:
         shown = _show(json.loads((ROOT / match[1]).read_text()))
         short = re.sub(r"\n*<details>.*?</details>", "", shown, flags=re.DOTALL)
         name = Path(match[1]).stem
-        more = f"\n\n[In full](docs/results.md#{name})" if short != shown else ""
+        more = f"\n\n[In full]({whole}#{name})" if short != shown else ""
         return f"<!-- {match[1]} -->\n{short}{more}\n<!-- end -->"
 
     return re.sub(r"<!-- (results/\S+\.json) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def update_pages() -> None:
+    """Writes the README and the pages of docs anew."""
+    docs = ROOT / "docs"
+    docs.mkdir(exist_ok=True)
+    for page in (ROOT / "README.md", *docs.glob("*.md")):
+        page.write_text(update_page(page.read_text(), *([] if page.parent == ROOT else ["results.md"])))
+    (docs / "results.md").write_text(all_results())
 
 
 def all_results() -> str:
     """Every result, whole, as Markdown."""
     files = sorted((ROOT / "results").glob("*.json"))
     parts = [f"## {file.stem}\n\n{_show(json.loads(file.read_text()))}" for file in files]
-    head = (
-        "# Results\n\nWritten by `python scripts/results.py readme` from `results/`: every table of the README in full."
-    )
+    head = "# Results\n\nWritten by `python scripts/results.py readme` from `results/`: every table in full."
     return "\n\n".join([head, *parts]) + "\n"
 
 
@@ -186,10 +193,7 @@ def main() -> None:
         case ["rl", folder, name]:
             save_rl(Path(folder), name)
         case ["readme"]:
-            readme = ROOT / "README.md"
-            readme.write_text(update_readme(readme.read_text()))
-            (ROOT / "docs").mkdir(exist_ok=True)
-            (ROOT / "docs" / "results.md").write_text(all_results())
+            update_pages()
         case _:
             sys.exit(__doc__)
 

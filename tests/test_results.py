@@ -101,7 +101,7 @@ def test_a_sweep_is_one_table(root: Path) -> None:
     results.save_sweep(sweep, "steps")
     saved = json.loads((root / "results" / "steps.json").read_text())
     assert [len(run["eval"]) for run in saved["runs"]] == [7, 7, 7]
-    readme = results.update_readme("<!-- results/steps.json -->\n<!-- end -->")
+    readme = results.update_page("<!-- results/steps.json -->\n<!-- end -->")
     assert "| steps | seed | train (s) | logit_lens: promoted | logit_lens: promoted, held-out heads |" in readme
     for steps, seed, matched, gap, held_out in ((200, 0, 0.5, 0.4, 0.3), (200, 1, 0.4, 0.3, 0.2)):
         scores = [
@@ -117,7 +117,7 @@ def test_a_sweep_is_one_table(root: Path) -> None:
 
 
 def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -> None:
-    filled = results.update_readme(README)
+    filled = results.update_page(README)
     assert "an old table" not in filled
     one, two = filled.split("Between.")
     assert "| 0.111 [0.100, 0.900] |" in one
@@ -133,21 +133,25 @@ def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -
 
 
 def test_filling_twice_gives_the_same_text(root: Path) -> None:
-    once = results.update_readme(README)
-    assert results.update_readme(once) == once
+    once = results.update_page(README)
+    assert results.update_page(once) == once
 
 
-def test_the_command_writes_the_readme(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (root / "README.md").write_text(README)
+def test_the_command_writes_the_readme_and_the_pages(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "docs").mkdir()
+    for page in ("README.md", "docs/more.md"):
+        (root / page).write_text(README)
     monkeypatch.setattr("sys.argv", ["results.py", "readme"])
     results.main()
-    assert (root / "README.md").read_text() == results.update_readme(README)
+    assert (root / "docs" / "more.md").read_text() == results.update_page(README, "results.md")
+    assert "[In full](results.md#two)" in (root / "docs" / "more.md").read_text()
+    assert (root / "README.md").read_text() == results.update_page(README)
     assert (root / "docs" / "results.md").read_text() == results.all_results()
 
 
 def test_a_benchmark_shows_what_stands_at_its_top(root: Path) -> None:
     (root / "results" / "bench_x.json").write_text(json.dumps(BENCHMARK))
-    readme = results.update_readme("<!-- results/bench_x.json -->\n<!-- end -->")
+    readme = results.update_page("<!-- results/bench_x.json -->\n<!-- end -->")
     assert "`python benchmarks/x.py` · commit 012345678 · cpu, 2 cores" in readme
     assert "| model | tiny |\n| ours / plain | 1.23 |\n<!-- end -->" in readme
     assert "seconds" not in readme
@@ -158,7 +162,7 @@ def test_a_ladder_and_its_explanations_are_kept_and_shown(root: Path) -> None:
     saved = json.loads((root / "results" / "pair.json").read_text())
     assert saved["ladder"] == make_lines() and saved["explanations"] == [EXAMPLE]
     assert str(root) not in (root / "results" / "pair.json").read_text()
-    readme = results.update_readme("<!-- results/pair.json -->\n<!-- end -->")
+    readme = results.update_page("<!-- results/pair.json -->\n<!-- end -->")
     assert "cpu, 2 cores · train 61 s, evaluate 7 s\n\n| rung [95 % CI] | FVE, all sites |" in readme
     assert "| AV: bag | 0.400 [0.380, 0.420] |" in readme
     (read,) = load_ladders([root / "results" / "pair.json"])  # what `report` reads
@@ -173,7 +177,7 @@ def test_sites_are_kept_with_their_picture(root: Path) -> None:
     (run / "sites.json").write_text(json.dumps([{"site": "L0H1"} | make_line("gold: bag", "", 0.6)]))
     (run / "sites.png").write_bytes(b"picture")
     results.save(run, "heads")
-    readme = results.update_readme("<!-- results/heads.json -->\n<!-- end -->")
+    readme = results.update_page("<!-- results/heads.json -->\n<!-- end -->")
     assert "2 cores · in all 12 s" in readme and "| gold: bag | 0.600; 1, 0 of 1 |" in readme
     assert (root / "results" / "heads.png").read_bytes() == b"picture"
 
