@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diff_oracle.oracle.cache import growing_cache
+from diff_oracle.oracle.decoding import write_answers
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Batch, Prompt
 
@@ -93,35 +94,24 @@ def sample(
         ).last_hidden_state[:, -1]
     cache.batch_repeat_interleave(group_size)
     hidden, seen = (t.repeat_interleave(group_size, dim=0) for t in (hidden, batch["attention_mask"]))
-    num_rows, eos, device = len(seen), oracle.prompts.eos_id, oracle.device
-    ids = torch.full((num_rows, max_new_tokens), eos, device=device)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    log_probs, entropy = torch.zeros(ids.shape, device=device), torch.zeros(ids.shape, device=device)
-    live = torch.arange(num_rows, device=device)  # the rows that have not ended
-    for place in range(max_new_tokens):
-        scores = base.get_output_embeddings()(hidden).float().log_softmax(dim=-1)
+    shape, device = (len(seen), max_new_tokens), oracle.device
+    mask = torch.zeros(shape, dtype=torch.bool, device=device)
+    log_probs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+
+    def pick(
+        live: Int[Tensor, "live"], said: Int[Tensor, "live token"], logits: Float[Tensor, "live vocab"]
+    ) -> Int[Tensor, "live"]:
+        scores, place = logits.log_softmax(dim=-1), said.shape[1]
         drawn = scores.argmax(dim=-1) if generator is None else _draw(scores, generator)
-        ids[live, place], mask[live, place] = drawn, True
+        mask[live, place] = True
         log_probs[live, place] = scores.gather(1, drawn[:, None])[:, 0]
         entropy[live, place] = -(scores.exp() * scores).sum(dim=-1)
-        going_on = (drawn != eos).nonzero().flatten()
-        if len(going_on) < len(live):
-            live, drawn, seen = live[going_on], drawn[going_on], seen[going_on]
-            cache.batch_select_indices(going_on)
-        if not len(live) or place == max_new_tokens - 1:
-            break
-        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-        hidden = base.base_model(
-            input_ids=drawn[:, None],
-            attention_mask=seen,
-            position_ids=seen.sum(dim=1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-    cut_off = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    cut_off[live] = True
+        return drawn
+
+    ids, cut_off = write_answers(base, hidden, seen, cache, oracle.prompts.eos_id, max_new_tokens, pick)
+    width = ids.shape[1]
     of_rows = [prompt for prompt in prompts for _ in range(group_size)]
-    return Samples(of_rows, ids, mask, log_probs, entropy, cut_off).take(range(num_rows))  # as wide as the longest
+    return Samples(of_rows, ids, mask[:, :width], log_probs[:, :width], entropy[:, :width], cut_off)
 
 
 def log_probs(oracle: Oracle, samples: Samples) -> Float[Tensor, "sample token"]:

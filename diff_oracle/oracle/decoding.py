@@ -2,10 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import Cache, LogitsProcessor, PreTrainedModel
+
+Pick = Callable[[Int[Tensor, "live"], Int[Tensor, "live token"], Float[Tensor, "live vocab"]], Int[Tensor, "live"]]
+"""Chooses the next tokens: from the numbers of the rows that have not ended, what these said so far, and the logits."""
+
+
+@torch.no_grad()
+def write_answers(
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "row d_model"],
+    seen: Int[Tensor, "row pos"],
+    cache: Cache,
+    eos_id: int,
+    max_new_tokens: int,
+    pick: Pick,
+) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row"]]:
+    """Goes on from prompts that were read, token by token; rows that have ended cost nothing more.
+
+    Args:
+        model: With its head.
+        hidden: What its head reads at the end of each prompt.
+        seen: The prompts' attention mask.
+        cache: What reading them left; what is written is added to it.
+        eos_id: What ends an answer.
+        max_new_tokens: Where an answer is cut off.
+        pick: Chooses each token.
+
+    Returns:
+        The answers, as wide as the longest; the end-of-sequence token stands where they end and behind it. And which
+        of them were cut off.
+    """
+    num_rows, device = len(seen), hidden.device
+    ids = torch.full((num_rows, max_new_tokens), eos_id, device=device)
+    live = torch.arange(num_rows, device=device)  # the rows that have not ended
+    for place in range(max_new_tokens):
+        chosen = pick(live, ids[live, :place], model.get_output_embeddings()(hidden).float())
+        ids[live, place] = chosen
+        going_on = (chosen != eos_id).nonzero().flatten()
+        if len(going_on) < len(live):
+            live, chosen, seen = live[going_on], chosen[going_on], seen[going_on]
+            cache.batch_select_indices(going_on)
+        if not len(live) or place == max_new_tokens - 1:
+            ids = ids[:, : place + 1]
+            break
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        hidden = model.base_model(
+            input_ids=chosen[:, None],
+            attention_mask=seen,
+            position_ids=seen.sum(dim=1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    cut_off = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    cut_off[live] = True
+    return ids, cut_off
 
 
 class DistinctLines(LogitsProcessor):

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from diff_oracle.oracle.cache import growing_cache
-from diff_oracle.oracle.decoding import DistinctLines
+from diff_oracle.oracle.decoding import DistinctLines, write_answers
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.subject.capture import Diff
 from diff_oracle.tasks.text import Text
@@ -32,12 +31,12 @@ class Reading:
         self._oracle, self._diffs = oracle, diffs
         prompts = [oracle.prompts.about(diff, ()) for diff in diffs]
         batch = oracle.prompts.collate([replace(prompt, ids=prompt.ids[: prompt.shared]) for prompt in prompts])
-        self._ids, self._mask = batch["input_ids"].to(oracle.device), batch["attention_mask"].to(oracle.device)
+        self._mask = batch["attention_mask"].to(oracle.device)
         base = oracle.lm.get_base_model()
         self._cache = growing_cache(base)
         with oracle.injector.injecting(batch["slot_mask"].to(oracle.device), batch["vectors"].to(oracle.device)):
             base.base_model(
-                input_ids=self._ids,
+                input_ids=batch["input_ids"].to(oracle.device),
                 attention_mask=self._mask,
                 position_ids=batch["position_ids"].to(oracle.device),
                 past_key_values=self._cache,
@@ -48,43 +47,41 @@ class Reading:
     def generate(self, rows: Sequence[int], question: Text, max_new_tokens: int) -> list[str]:
         """What `Oracle.generate` answers to a question about the diffs of these rows."""
         inputs, oracle = self._asking(rows, question), self._oracle
-        width = inputs["input_ids"].shape[1]
-        out = oracle.lm.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([DistinctLines(oracle.vocabulary.newline[-1], width)]),
-            eos_token_id=oracle.prompts.eos_id,
-            pad_token_id=oracle.prompts.eos_id,
+        base, vocabulary = oracle.lm.get_base_model(), oracle.vocabulary
+        hidden = base.base_model(**inputs).last_hidden_state[:, -1]
+        seen, cache = inputs["attention_mask"], inputs["past_key_values"]
+        distinct = DistinctLines(vocabulary.newline[-1], prompt_length=0)
+        ids, _ = write_answers(
+            base,
+            hidden,
+            seen,
+            cache,
+            oracle.prompts.eos_id,
+            max_new_tokens,
+            lambda _, said, logits: distinct(said, logits).argmax(-1),
         )
-        return [oracle.vocabulary.decode(row) for row in out[:, width:].tolist()]
+        return [vocabulary.decode(row) for row in ids.tolist()]
 
     @torch.no_grad()
     def choice_log_probs(
         self, rows: Sequence[int], question: Text, choices: Sequence[Text]
     ) -> Float[Tensor, "row choice"]:
         """The log-probability that the answer of each row begins with each choice's first token."""
-        inputs, oracle = self._asking(rows, question), self._oracle
-        length = self._ids.shape[1]
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        logits = oracle.lm(
-            input_ids=inputs["input_ids"][:, length:],
-            attention_mask=inputs["attention_mask"],
-            position_ids=positions[:, length:],
-            past_key_values=inputs["past_key_values"],
-            logits_to_keep=1,
-        ).logits[:, -1]
-        firsts = [oracle.vocabulary.encode(choice)[0] for choice in choices]
+        logits = self._oracle.lm(**self._asking(rows, question), logits_to_keep=1).logits[:, -1]
+        firsts = [self._oracle.vocabulary.encode(choice)[0] for choice in choices]
         return logits.float().log_softmax(-1).cpu()[:, firsts]
 
     def _asking(self, rows: Sequence[int], question: Text) -> dict[str, Any]:
-        """The rows with a question behind what was read, and a copy of what that left."""
+        """A question to some rows, behind what was read, and a copy of what that left."""
         prompt = self._oracle.prompts.about(self._diffs[0], question)
-        asked = torch.tensor(prompt.ids[prompt.shared :], device=self._ids.device).expand(len(rows), -1)
-        cache, kept = deepcopy(self._cache), torch.tensor(rows, device=self._ids.device)
+        asked = torch.tensor(prompt.ids[prompt.shared :], device=self._mask.device).expand(len(rows), -1)
+        cache, kept = deepcopy(self._cache), torch.tensor(rows, device=self._mask.device)
         cache.batch_select_indices(kept)
+        seen = torch.cat([self._mask[kept], torch.ones_like(asked)], dim=1)
         return {
-            "input_ids": torch.cat([self._ids[kept], asked], dim=1),
-            "attention_mask": torch.cat([self._mask[kept], torch.ones_like(asked)], dim=1),
+            "input_ids": asked,
+            "attention_mask": seen,
+            "position_ids": (seen.cumsum(-1) - 1).clamp(min=0)[:, self._mask.shape[1] :],
             "past_key_values": cache,
+            "use_cache": True,
         }
