@@ -164,7 +164,7 @@ def run(config: TrainConfig) -> float | None:
 def _fresh_oracle(config: TrainConfig) -> Oracle:
     """On the CPU, where there is room for it while a dataset is built."""
     torch.manual_seed(config.seed)  # the adapter's start; every other draw is keyed
-    made_of = OracleConfig(config.lora, config.prompt, config.injection, config.training.base_dtype)
+    made_of = OracleConfig(config.lora, config.prompt, config.injection, config.training.base_dtype, config.tasks)
     return Oracle.create(config.model, made_of)
 
 

@@ -67,7 +67,9 @@ class Explainer:
         free_question: str | None = AUTO,
         batch_size: int = 128,
     ) -> None:
-        """Takes every task where none are named; with a pair in the oracle's place, diffs are rebuilt too.
+        """Takes the oracle's own tasks where none are named, every task where it does not know its own.
+
+        With a pair in the oracle's place, diffs are rebuilt too.
 
         Raises:
             ValueError: The oracle was trained on another model, there is no batch, a pair is not asked for
@@ -85,7 +87,7 @@ class Explainer:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.subject, self.oracle = subject, oracle
-        self.tasks = list(make_tasks({name: {} for name in TASKS}) if tasks is None else tasks)
+        self.tasks = list(make_tasks(oracle.config.tasks or {name: {} for name in TASKS}) if tasks is None else tasks)
         if self.pair is not None:
             check_pair(self.pair)
             if free_question is None:
@@ -220,7 +222,7 @@ def explain(
         text: One text or several.
         sites: Single sites (`L3H2`) or sets (`layers`, `components`, `heads`, `spans`), one or several.
         positions: Token indices, negative ones from the end, one or several; or `all`. Position 0 has no diff.
-        tasks: What is asked; every task where it is not given.
+        tasks: What is asked; the tasks that the oracle was trained with where it is not given.
         free_question: What brings the free explanation; `auto` asks for one if task `explanation` is among the tasks,
             or a pair explains, None asks for none.
         batch_size: Sites that are explained together.

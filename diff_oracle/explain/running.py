@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from diff_oracle.oracle.storage import SIDECAR
 from diff_oracle.records import file_hash
 from diff_oracle.subject.loading import pick_device
 from diff_oracle.subject.model import Subject
-from diff_oracle.tasks import TASKS, make_tasks
+from diff_oracle.tasks import make_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -99,39 +98,22 @@ def load_explainer(
     Args:
         oracle: A run directory, an oracle's folder, or an id on the hub.
         nla: In its place, a pair's run directory or folder.
-        tasks_asked: Tasks by name; those of the run that trained the oracle where there is one, else all, if none are
-            named.
+        tasks_asked: Tasks by name; those that the oracle was trained with if none are named.
         device: Where models go.
         options: Of `Explainer`.
 
     Raises:
-        ValueError: There is no such oracle or pair, or its run cannot be read.
+        ValueError: There is no such oracle or pair.
     """
     device = pick_device(device)
-    trained = _trained_tasks(Path(oracle or nla or ""), is_pair=nla is not None)
-    tasks = make_tasks({name: trained.get(name, {}) for name in (tasks_asked or trained)})
+    loaded: Oracle | DiffNLA
     if nla is not None:
-        pair = DiffNLA.from_pretrained(_weights_folder(nla), device)
-        return Explainer(Subject.load(pair.av.base, device), pair, tasks, **options)
-    loaded = Oracle.from_pretrained(_weights_folder(oracle or ""), device)
-    return Explainer(Subject.load(loaded.base, device), loaded, tasks, **options)
-
-
-def _trained_tasks(run: Path, is_pair: bool) -> dict[str, Any]:
-    """The tasks that an oracle was trained with, and their settings; every task where no run tells.
-
-    Raises:
-        ValueError: The run is damaged, or another version wrote it.
-    """
-    file = run / "run.json"
-    try:
-        if is_pair:
-            file = Path(json.loads(file.read_text())["oracle"]) / "run.json"
-        return dict(json.loads(file.read_text())["config"]["tasks"])
-    except FileNotFoundError:
-        return {name: {} for name in TASKS}
-    except (KeyError, TypeError, ValueError) as error:  # cut off, edited by hand, or by another version
-        raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+        loaded = DiffNLA.from_pretrained(_weights_folder(nla), device)
+    else:
+        loaded = Oracle.from_pretrained(_weights_folder(oracle or ""), device)
+    av = loaded.av if isinstance(loaded, DiffNLA) else loaded
+    tasks = make_tasks({name: av.config.tasks.get(name, {}) for name in tasks_asked}) if tasks_asked else None
+    return Explainer(Subject.load(av.base, device), loaded, tasks, **options)
 
 
 def _weights_folder(source: str) -> str:

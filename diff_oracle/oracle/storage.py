@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,6 +44,8 @@ class OracleConfig:
     injection: InjectionConfig
     base_dtype: str | None = None
     """Precision of the weights that are not trained; the subject's own where it is not given."""
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What it was trained to answer, and the tasks' settings; nothing where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def read_sidecar(folder: Path) -> Sidecar:
             PromptConfig(**parts["prompt"]),
             InjectionConfig(**parts["injection"]),
             parts.get("base_dtype"),
+            parts.get("tasks", {}),
         )
         sidecar = Sidecar(SubjectConfig(**content["base"]), content["identity"], config)
     except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,10 +16,10 @@ from diff_oracle.subject.model import Subject
 from diff_oracle.tasks.explanation import ExplanationConfig
 
 
-def untrained_oracle(base: SubjectConfig | None = None) -> Oracle:
+def untrained_oracle(base: SubjectConfig | None = None, **tasks: dict[str, Any]) -> Oracle:
     """With the adapter that training starts from; of the bundled model where none is given."""
     torch.manual_seed(0)
-    config = OracleConfig(LoraOptions(rank=4, alpha=4.0), PromptConfig(), InjectionConfig())
+    config = OracleConfig(LoraOptions(rank=4, alpha=4.0), PromptConfig(), InjectionConfig(), tasks=tasks)
     return Oracle.create(base or SubjectConfig(), config).eval()
 
 

@@ -183,12 +183,9 @@ def test_another_oracle_or_text_is_no_continuation(
 
 @pytest.fixture
 def pair_run(tmp_path: Path) -> Path:
-    """What `train_ar` leaves of a pair, and the run that its oracle is of."""
-    for name, content in (("trained", {"config": {"tasks": {"attention": {"num_asked": 2}}}}), ("pair", {})):
-        (tmp_path / name).mkdir()
-        content |= {"oracle": str(tmp_path / "trained")} if name == "pair" else {}
-        (tmp_path / name / "run.json").write_text(json.dumps(content))
-    untrained_pair(untrained_oracle()).save(tmp_path / "pair" / "nla")
+    """What `train_ar` leaves of a pair, whose oracle was trained with one task."""
+    (tmp_path / "pair").mkdir()
+    untrained_pair(untrained_oracle(attention={"num_asked": 2})).save(tmp_path / "pair" / "nla")
     return tmp_path / "pair"
 
 
