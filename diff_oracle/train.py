@@ -87,6 +87,7 @@ def run(config: TrainConfig) -> float | None:
     tasks, asked = make_tasks(config.tasks), config.evaluation
     config = replace(config, holdout=config.holdout.with_weightless(config.mixture, tasks))
     processes, device = _join_processes(config)
+    made_by = provenance(device)  # now: by the end, another commit may be checked out
     run_dir = Path(of_first(str(config.run_dir)))  # each process's own clock may have named another one
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     settings: dict[str, Any] = {"config": _settings(asdict(config))}
@@ -146,7 +147,7 @@ def run(config: TrainConfig) -> float | None:
     (run_dir / "eval.json").write_text(json.dumps(rows, indent=2) + "\n")
     oracle.save(run_dir / "oracle", scores=markdown_verdicts(rows))  # again, now that its card can say what it can do
     seconds = {"build": built - started, "train": trained - built, "evaluate": time.monotonic() - trained}
-    about = provenance(device) | {
+    about = made_by | {
         "processes": processes.num_processes,
         "seconds": seconds,
         "dataset": str(dataset_dir.resolve()),

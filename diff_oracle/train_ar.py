@@ -84,6 +84,7 @@ def run(config: TrainArConfig) -> float:
     assert config.run_dir is not None  # the command sets it
     started = time.monotonic()
     run_dir, device = Path(config.run_dir), pick_device(config.device)
+    made_by = provenance(device)  # now: by the end, another commit may be checked out
     if (run_dir / "run.json").is_file():
         raise ValueError(f"{run_dir} holds a finished run: choose another run_dir=, or delete it")
     av, named, dataset_dir = _load(config, device)
@@ -105,7 +106,7 @@ def run(config: TrainArConfig) -> float:
     lines = to_rows(found.lines)
     (run_dir / "ladder.json").write_text(json.dumps(lines, indent=2) + "\n")
     (run_dir / "explanations.json").write_text(json.dumps(found.examples, indent=2) + "\n")
-    about = provenance(device) | {
+    about = made_by | {
         "seconds": {"train": trained - started, "evaluate": time.monotonic() - trained},
         "oracle": str(Path(config.oracle).resolve()),
         "dataset": str(dataset_dir.resolve()),

@@ -70,6 +70,7 @@ def run(config: TrainRlConfig) -> float | None:
     assert config.run_dir is not None  # the command sets it
     device = pick_device(config.device)
     processes = join_processes(device)
+    made_by = provenance(device)  # now: by the end, another commit may be checked out
     run_dir = Path(of_first(config.run_dir))  # each process's own clock may have named another one
     if (run_dir / "run.json").is_file():
         raise ValueError(f"{run_dir} holds a finished run: choose another run_dir=, or delete it")
@@ -94,7 +95,7 @@ def run(config: TrainRlConfig) -> float | None:
     after = bench.measure(run_dir, LADDER, HELD_OUT)
     found = gains(after, before, source.ladder.resamples, source.seed)
     health = {"stopped": learning.stopped, "best_step": learning.best_step, "lines": learning.lines}
-    about = provenance(device) | {
+    about = made_by | {
         "processes": processes.num_processes,
         "seconds": {
             "train": trained_at - measured_at,

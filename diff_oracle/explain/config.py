@@ -16,10 +16,11 @@ class SourceConfig:
     """Who explains, and where."""
 
     oracle: str | None = None
-    """A run directory of `diff_oracle.train`, an oracle's folder, or the id of one on the Hugging Face hub."""
+    """A run directory of `diff_oracle.train`, an oracle's folder, the id of one on the Hugging Face hub; or `tiny`, which
+    comes with the package."""
     nla: str | None = None
-    """In its place, a run directory of `diff_oracle.train_ar` or `train_rl`, or a pair's folder: its oracle explains,
-    and its reconstructor rebuilds each diff from the explanation."""
+    """In its place, a run directory of `diff_oracle.train_ar` or `train_rl`, a pair's folder, or `tiny`: its oracle
+    explains, and its reconstructor rebuilds each diff from the explanation."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     run_dir: str | None = None

@@ -24,7 +24,17 @@ from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import DistinctLines
 from diff_oracle.oracle.injection import INJECTORS
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
-from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, Sidecar, portable, read_sidecar, write_oracle
+from diff_oracle.oracle.storage import (
+    ADAPTER,
+    INJECTOR,
+    TINY,
+    TINY_PAIR,
+    OracleConfig,
+    Sidecar,
+    portable,
+    read_sidecar,
+    write_oracle,
+)
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
 from diff_oracle.tasks.text import Text, Vocabulary
@@ -204,7 +214,8 @@ class Oracle(nn.Module):
         """Loads a saved oracle, on the base model it names or on the one given.
 
         Args:
-            name: A folder, or a repository's id on the Hugging Face hub where there is no such folder.
+            name: A folder; where there is no such folder, `tiny`, the oracle that comes with the package, or a
+                repository's id on the Hugging Face hub.
             device: Where the model goes.
             base: Where the base model is, for an oracle of a local model that came from another machine.
 
@@ -213,6 +224,8 @@ class Oracle(nn.Module):
                 Or there is no such folder, and the hub cannot be reached or has no such repository.
         """
         folder = Path(name)
+        if str(name) == TINY and not folder.exists():
+            folder = TINY_PAIR / "av"
         # An id of the hub looks like a folder in a folder. Where the outer one is here, the inner one was meant.
         if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not folder.parent.is_dir():
             try:

@@ -33,6 +33,8 @@ from diff_oracle.subject.loading import SubjectConfig
 
 SIDECAR, CARD, INJECTOR, ADAPTER = "oracle.json", "README.md", "injector.safetensors", "adapter"
 FORMAT_VERSION = 3
+TINY, TINY_PAIR = "tiny", Path(__file__).parents[1] / "assets" / "tiny_pair"
+"""What the pair is called that comes with the package, whose oracle explains the bundled model; and its folder."""
 
 
 @dataclass
