@@ -22,7 +22,7 @@ import torch
 
 from diff_oracle.cli import entry_point
 from diff_oracle.nla.evaluation import AR, CONTEXT_AR, SECOND_AR, LadderConfig, Splits, evaluate_pair
-from diff_oracle.nla.held_out import HELD_OUT, HeldOut
+from diff_oracle.nla.held_out import HELD_OUT
 from diff_oracle.nla.ladder import to_rows
 from diff_oracle.nla.pair import DiffNLA
 from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig
@@ -99,10 +99,8 @@ def run(config: TrainArConfig) -> float:
     trained = time.monotonic()
     subject = Subject(load_hf_model(av.base, device))
     found = evaluate_pair(av, readers, named, splits, subject, config.ladder, config.seed)
-    if AR in readers:
-        pair, truth = DiffNLA(av, readers[AR], named), config.ladder.truth
-        rows = HeldOut.measure(pair, splits.train, splits.select, splits.test, subject, truth)
-        rows.save(run_dir / HELD_OUT)
+    if found.held_out is not None:
+        found.held_out.save(run_dir / HELD_OUT)
     lines = to_rows(found.lines)
     (run_dir / "ladder.json").write_text(json.dumps(lines, indent=2) + "\n")
     (run_dir / "explanations.json").write_text(json.dumps(found.examples, indent=2) + "\n")

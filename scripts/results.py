@@ -39,7 +39,7 @@ def save(run_dir: Path, name: str) -> None:
     Raises:
         ValueError: The run was not made by committed code, or has not finished.
     """
-    about = _about(json.loads((run_dir / "run.json").read_text()), run_dir)
+    about = about_run(json.loads((run_dir / "run.json").read_text()), run_dir)
     files = next((files for files in KEPT if all((run_dir / file).is_file() for file in files)), None)
     if files is None:
         known = "; ".join(" and ".join(files) for files in KEPT)
@@ -64,7 +64,7 @@ def save_sweep(folder: Path, name: str) -> None:
     for run in runs:
         shown = {(part.question, part.site_group) for part in judged(split_parts(run.rows))}
         kept = [row for row in run.rows if (row["question"], row["site_group"]) in shown]
-        content.append(_about(run.about, folder) | {"selection": run.selection, "eval": kept})
+        content.append(about_run(run.about, folder) | {"selection": run.selection, "eval": kept})
     first = content[0]
     _write(name, {key: first[key] for key in ("command", "commit", "machine", "versions")} | {"runs": content})
 
@@ -72,10 +72,10 @@ def save_sweep(folder: Path, name: str) -> None:
 def save_rl(folder: Path, name: str) -> None:
     """Writes one JSON with what reinforcement learning and its arms made of one pair, and their pictures beside it."""
     arms = load_arms(jobs_of(folder))
-    first = _about(arms[0].about, folder)
+    first = about_run(arms[0].about, folder)
     content = {key: first[key] for key in ("command", "commit", "machine", "versions")} | to_result(arms)
     for arm, kept in zip(arms, content["arms"], strict=True):
-        kept["config"] = _about(arm.about, folder)["config"]
+        kept["config"] = about_run(arm.about, folder)["config"]
     _write(name, content)
     for arm, run_dir in zip(arms, jobs_of(folder), strict=True):
         if arm.about["config"]["rl"]["arm"] == "rl":
@@ -83,7 +83,7 @@ def save_rl(folder: Path, name: str) -> None:
             shutil.copy(run_dir / "health.png", ROOT / "results" / file)
 
 
-def _about(about: Mapping[str, Any], place: Path) -> dict[str, Any]:
+def about_run(about: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """A run's provenance. Absolute paths are cut to their last part: where things lay is nobody's business."""
     if about["commit"] is None or about["commit"].endswith("+dirty"):
         raise ValueError(f"{place} was not made by committed code (commit {about['commit']}): commit and run it again")

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from diff_oracle.nla.bag import ClaimFeatures
+from diff_oracle.nla.held_out import HeldOut
 from diff_oracle.nla.ladder import Ladder, Line
 from diff_oracle.nla.linear import SiteRidge
 from diff_oracle.nla.metrics import Means
-from diff_oracle.nla.pair import explain, longest_explanation
+from diff_oracle.nla.pair import DiffNLA, explain, longest_explanation
 from diff_oracle.nla.prompted import prompted_explanations
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rows import Claims, Rows, read_rows
@@ -118,6 +121,8 @@ class Evaluated:
     """Some rows: what was said of them and what was measured."""
     fve: float
     """Of the AV's explanations, read by the bag-of-words reader."""
+    held_out: HeldOut | None
+    """How the pair does row by row; None where no transformer reads."""
 
 
 def evaluate_pair(
@@ -142,7 +147,8 @@ def evaluate_pair(
     """
     train, test = splits.train, splits.test
     truth = measured(test.records, subject, av.vocabulary, config.truth)
-    ladder = Ladder(test, Means.of(train.sites, train.target), truth, config.resamples, seed)
+    means = Means.of(train.sites, train.target)
+    ladder = Ladder(test, means, truth, config.resamples, seed)
     logger.info("explaining %d rows", len(test))
     texts = explain(av, test.records, named)
     parsed = [parse(text, av.vocabulary) for text in texts]
@@ -165,7 +171,12 @@ def evaluate_pair(
     best_blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
     gains = ladder.gains([("AV: bag", best_blind), ("AV: AR", best_blind), *GAINS])
     lines = [*ladder.lines(), *gains, *ladder.shares(SHARES)]
-    return Evaluated(lines, row_examples(ladder, av.vocabulary, parsed), ladder.fve("AV: bag"))
+    held_out = None
+    if AR in readers:
+        residual = readers[AR].config.target == "residual"
+        told = before.predict(test.sites, test.before) if residual else np.zeros_like(test.target)
+        held_out = HeldOut.of(DiffNLA(av, readers[AR], named), test, texts, means, truth, told)
+    return Evaluated(lines, row_examples(ladder, av.vocabulary, parsed), ladder.fve("AV: bag"), held_out)
 
 
 def _closed_form(

@@ -15,14 +15,13 @@ import numpy as np
 
 from diff_oracle.evaluation.bootstrap import DocumentBootstrap, Estimate
 from diff_oracle.nla.metrics import Means, spread
-from diff_oracle.nla.pair import DiffNLA, as_read, explain, longest_explanation
+from diff_oracle.nla.pair import DiffNLA, as_read, longest_explanation
 from diff_oracle.nla.reward import judge
 from diff_oracle.nla.rows import Claims, Rows
-from diff_oracle.nla.rungs import Rebuilt, fit_before
+from diff_oracle.nla.rungs import Rebuilt
 from diff_oracle.randomness import keyed_rng
-from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite
-from diff_oracle.tasks.truth import Measured, TruthConfig, measured
+from diff_oracle.tasks.truth import Measured
 
 HELD_OUT = "held_out.json"
 
@@ -45,18 +44,26 @@ class HeldOut:
     """1 where it makes no claim, or fills all the room it has."""
 
     @classmethod
-    def of(cls, pair: DiffNLA, rows: Rows, means: Means, truth: Sequence[Measured], known: Rebuilt) -> HeldOut:
-        """Of a pair's greedy explanations.
+    def of(
+        cls,
+        pair: DiffNLA,
+        rows: Rows,
+        texts: Sequence[str],
+        means: Means,
+        truth: Sequence[Measured],
+        known: Rebuilt,
+    ) -> HeldOut:
+        """Of a pair's explanations.
 
         Args:
             pair: The pair.
             rows: Held out.
+            texts: What the pair's oracle says of them.
             means: μ, from the training rows.
             truth: What is true of each row.
             known: What is added to each reconstruction: what the state before tells, or zeros.
         """
         vocabulary, room = pair.av.vocabulary, longest_explanation(pair.config)
-        texts = explain(pair.av, rows.records, pair.config)
         lengths = [len(vocabulary.encode((text,))) for text in texts]
         judged = [
             judge(text, length, length >= room, record.token_ids, holds, vocabulary, truth_gated=True)
@@ -76,17 +83,6 @@ class HeldOut:
             true_claims=[j.num_true / max(1, len(j.claims)) for j in judged],
             failed=[float(j.failed) for j in judged],
         )
-
-    @classmethod
-    def measure(
-        cls, pair: DiffNLA, train: Rows, select: Rows, test: Rows, subject: Subject, truth: TruthConfig
-    ) -> HeldOut:
-        """Of the rows of split `test`; what the state before tells is added where the reconstructor leaves it out."""
-        known = np.zeros_like(test.target)
-        if pair.ar.config.target == "residual":
-            known = fit_before(train, select).predict(test.sites, test.before)
-        holds = measured(test.records, subject, pair.av.vocabulary, truth)
-        return cls.of(pair, test, Means.of(train.sites, train.target), holds, known)
 
     @property
     def groups(self) -> set[str]:
