@@ -30,9 +30,10 @@ from diff_oracle.nla.report import print_ladder
 from diff_oracle.nla.rewriting import RewritingConfig, more_wordings
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.nla.rungs import beyond, fit_before
-from diff_oracle.nla.runs import FOLDERS, PAIR
+from diff_oracle.nla.runs import FOLDERS, PAIR, oracle_of
 from diff_oracle.nla.training import ReadingConfig, skipped_steps, train_reconstructor
 from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.storage import run_folder
 from diff_oracle.provenance import provenance
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import load_hf_model, pick_device
@@ -50,7 +51,8 @@ class TrainArConfig:
     """Everything that a reconstructor depends on."""
 
     oracle: str = "???"
-    """A run directory of `diff_oracle.train`, with task `explanation`."""
+    """A run directory of `diff_oracle.train`, with task `explanation`; or of a pair, whose oracle is read by another
+    reconstructor; or `tiny`."""
     data_dir: str | None = None
     """Where the dataset's folder lies now, if it is not where training found it."""
     reader: str = "transformer"
@@ -106,7 +108,7 @@ def run(config: TrainArConfig) -> float:
     (run_dir / "explanations.json").write_text(json.dumps(found.examples, indent=2) + "\n")
     about = made_by | {
         "seconds": {"train": trained - started, "evaluate": time.monotonic() - trained},
-        "oracle": str(Path(config.oracle).resolve()),
+        "oracle": str(run_folder(config.oracle).resolve()),
         "dataset": str(dataset_dir.resolve()),
         "rows": {name: len(rows) for name, rows in vars(splits).items()},
         "skipped_steps": skipped,
@@ -129,20 +131,20 @@ def _load(config: TrainArConfig, device: str) -> tuple[Oracle, ExplanationConfig
     Raises:
         ValueError: The folder is no run of an oracle that was trained to explain.
     """
-    source = Path(config.oracle)
+    source = run_folder(config.oracle)
     if not (source / "run.json").is_file():
         raise ValueError(f"oracle={source} is no run directory of diff_oracle.train: it has no run.json")
     about = json.loads((source / "run.json").read_text())
-    if "explanation" not in about["config"]["tasks"]:
+    named = about.get("named", about["config"].get("tasks", {}).get("explanation"))  # of a pair, of an oracle
+    if named is None:
         raise ValueError(
             f"oracle={source} was not trained to explain: train one with "
             "'+task=[logit_lens,attention,layer_skip,explanation]'"
         )
-    named = ExplanationConfig(**about["config"]["tasks"]["explanation"])
     dataset = Path(about["dataset"])
     if config.data_dir is not None:
         dataset = Path(config.data_dir) / dataset.name
-    return Oracle.from_pretrained(source / "oracle", device), named, dataset
+    return Oracle.from_pretrained(oracle_of(source), device), ExplanationConfig(**named), dataset
 
 
 def _train_readers(

@@ -19,8 +19,8 @@ class SourceConfig:
     """A run directory of `diff_oracle.train`, an oracle's folder, the id of one on the Hugging Face hub, or `tiny`, the
     one that comes with the package."""
     nla: str | None = None
-    """In its place, a run directory of `diff_oracle.train_ar` or `train_rl`, a pair's folder, or `tiny`: its oracle
-    explains, and its reconstructor rebuilds each diff from the explanation."""
+    """In its place, a run directory of `diff_oracle.train_ar` or `train_rl`, or a pair's folder: its oracle explains,
+    and its reconstructor rebuilds each diff from the explanation."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     run_dir: str | None = None

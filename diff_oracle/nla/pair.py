@@ -15,7 +15,6 @@ from diff_oracle import __version__
 from diff_oracle.nla.metrics import cosine
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.oracle.model import Oracle
-from diff_oracle.oracle.storage import TINY, TINY_PAIR
 from diff_oracle.records import Record
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.model import Subject
@@ -57,12 +56,12 @@ class DiffNLA:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> DiffNLA:
-        """Loads what `save` wrote; `tiny`, where there is no such folder, is the pair that comes with the package.
+        """Loads what `save` wrote.
 
         Raises:
             ValueError: The folder holds no pair, or its parts are of different models.
         """
-        folder = TINY_PAIR if str(folder) == TINY and not Path(folder).exists() else Path(folder)
+        folder = Path(folder)
         if not (folder / SETTINGS).is_file():
             raise ValueError(f"{folder} holds no diff-NLA: it has no {SETTINGS}")
         config = ExplanationConfig(**json.loads((folder / SETTINGS).read_text()))

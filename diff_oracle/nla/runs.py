@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diff_oracle.nla.evaluation import AR, CONTEXT_AR, SECOND_AR, LadderConfig
-from diff_oracle.nla.pair import DiffNLA
+from diff_oracle.nla.pair import AV, DiffNLA
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.tasks.explanation import ExplanationConfig
@@ -16,6 +16,12 @@ from diff_oracle.tasks.truth import TruthConfig
 PAIR = "nla"
 FOLDERS = {AR: "ar", SECOND_AR: "second_ar", CONTEXT_AR: "context_ar"}
 """Of each reader in the run directory; the first one's holds checkpoints alone, for it is saved with the pair."""
+
+
+def oracle_of(run: Path) -> Path:
+    """The oracle's folder in a run directory: of an oracle, or of a pair."""
+    own = run / "oracle"
+    return own if own.is_dir() or not (run / PAIR).is_dir() else run / PAIR / AV
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def load_pair_run(folder: Path, device: str) -> PairRun:
         settings = about["config"]
         ladder = LadderConfig(**settings["ladder"] | {"truth": TruthConfig(**settings["ladder"]["truth"])})
         named, seed, dataset = ExplanationConfig(**about["named"]), settings["seed"], Path(about["dataset"])
-        oracle = Path(about["oracle"]) / "oracle"
+        oracle = oracle_of(Path(about["oracle"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} cannot be read: {type(error).__name__}: {error}; it is damaged, no run of train_ar, or "

@@ -27,12 +27,12 @@ from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
 from diff_oracle.oracle.storage import (
     ADAPTER,
     INJECTOR,
-    TINY,
-    TINY_PAIR,
+    TINY_RUN,
     OracleConfig,
     Sidecar,
     portable,
     read_sidecar,
+    run_folder,
     write_oracle,
 )
 from diff_oracle.subject.capture import Diff
@@ -224,8 +224,8 @@ class Oracle(nn.Module):
                 Or there is no such folder, and the hub cannot be reached or has no such repository.
         """
         folder = Path(name)
-        if str(name) == TINY and not folder.exists():
-            folder = TINY_PAIR / "av"
+        if run_folder(name) == TINY_RUN:
+            folder = TINY_RUN / "oracle"
         # An id of the hub looks like a folder in a folder. Where the outer one is here, the inner one was meant.
         if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not folder.parent.is_dir():
             try:

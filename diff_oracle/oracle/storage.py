@@ -33,8 +33,8 @@ from diff_oracle.subject.loading import SubjectConfig
 
 SIDECAR, CARD, INJECTOR, ADAPTER = "oracle.json", "README.md", "injector.safetensors", "adapter"
 FORMAT_VERSION = 3
-TINY, TINY_PAIR = "tiny", Path(__file__).parents[1] / "assets" / "tiny_pair"
-"""What the pair is called that comes with the package, whose oracle explains the bundled model; and its folder."""
+TINY, TINY_RUN = "tiny", Path(__file__).parents[1] / "assets" / "tiny_oracle"
+"""What the oracle is called that comes with the package and explains the bundled model; and its run directory."""
 
 
 @dataclass
@@ -139,6 +139,11 @@ def read_sidecar(folder: Path) -> Sidecar:
         if not (folder / name).is_file() or file_hash(folder / name) != expected:
             raise ValueError(f"{folder} is damaged: {name} is missing or not what was saved")
     return sidecar
+
+
+def run_folder(name: str | Path) -> Path:
+    """A run directory, or that of the oracle that comes with the package where `tiny` is no folder here."""
+    return TINY_RUN if str(name) == TINY and not Path(name).exists() else Path(name)
 
 
 def portable(sidecar: Sidecar) -> Sidecar:
