@@ -17,7 +17,7 @@ from diff_oracle.nla.arms import LADDER
 from diff_oracle.nla.evaluation import AR
 from diff_oracle.nla.runs import oracle_of
 from diff_oracle.oracle.model import Oracle
-from diff_oracle.oracle.storage import TINY_RUN
+from diff_oracle.oracle.storage import CARD, TINY, TINY_RUN
 from scripts.results import about_run
 
 SHOWN = (("fve", f"AV: {AR}"), ("true_claims", "AV: bag"), ("coverage", "AV: bag"))
@@ -42,6 +42,8 @@ def bundle(run_dir: Path, folder: Path = TINY_RUN) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     oracle.save(folder / "oracle")
+    card = folder / "oracle" / CARD
+    card.write_text(card.read_text().replace(str(folder / "oracle"), TINY))
     (folder / "run.json").write_text(json.dumps(about | {"test": scores}, indent=1) + "\n")
 
 
