@@ -279,7 +279,8 @@ def _as_numpy(column: pa.ChunkedArray) -> np.ndarray | list[np.ndarray]:
     """A column as `RecordSet.column` gives it; whole numbers have 64 bits, what is missing is NaN, or an empty list."""
     values = column.combine_chunks()
     if pa.types.is_fixed_size_list(values.type):
-        return values.flatten().to_numpy().reshape(len(values), values.type.list_size)
+        # A copy, because torch warns of arrays that it could not write to.
+        return np.array(values.flatten().to_numpy()).reshape(len(values), values.type.list_size)
     if not pa.types.is_list(values.type):
         return _numbers(values)
     numbers, bounds = _numbers(values.flatten()), values.offsets.to_numpy()
