@@ -5,6 +5,7 @@
     python -m diff_oracle.train_rl nla=runs/nla run_dir=runs/rl
     python -m scripts.bundle_oracle runs/rl         # or runs/nla: the pair's oracle is taken
 
+The one that is there began with an explainer of 1,500 steps and had 40 steps of reinforcement learning (docs/nla.md).
 It becomes a run directory: `oracle/`, and `run.json`, which says how it was made and what it scored on split `test`.
 """
 

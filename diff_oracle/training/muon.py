@@ -1,8 +1,8 @@
 """The optimiser: torch's Muon, made fast where bfloat16 is not.
 
 Muon makes the momentum of a matrix orthogonal before it is applied, by five Newton-Schulz steps. `torch.optim.Muon`
-takes them in bfloat16, which most CPUs only emulate: there these steps cost more than the rest of the training
-(`benchmarks/optimiser.py`). Here they have float32 unless the matrix is on a GPU.
+takes them in bfloat16, which is slow on a CPU that only emulates it (`benchmarks/optimiser.py`). Here they have float32
+unless the matrix is on a GPU.
 """
 
 from __future__ import annotations
