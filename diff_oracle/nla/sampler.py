@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import write_answers
@@ -82,18 +83,11 @@ def sample(
         max_new_tokens: Where an answer is cut off.
         generator: Where tokens are drawn from, on the oracle's device. None: always the likeliest token.
     """
-    batch, base = _on_device(oracle, prompts), oracle.lm.get_base_model()
+    base = oracle.lm.get_base_model()
     cache = growing_cache(base)
-    with oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
-        hidden = base.base_model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+    hidden, seen = _read(oracle, prompts, cache)
     cache.batch_repeat_interleave(group_size)
-    hidden, seen = (t.repeat_interleave(group_size, dim=0) for t in (hidden, batch["attention_mask"]))
+    hidden, seen = (tensor.repeat_interleave(group_size, dim=0) for tensor in (hidden, seen))
     shape, device = (len(seen), max_new_tokens), oracle.device
     mask = torch.zeros(shape, dtype=torch.bool, device=device)
     log_probs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
@@ -117,22 +111,29 @@ def sample(
 def log_probs(oracle: Oracle, samples: Samples) -> Float[Tensor, "sample token"]:
     """The log-probability of every sampled token, with gradients; 0 where none was sampled.
 
-    Prompt and answer are read in one pass; logits are computed only where a token was sampled.
+    As at sampling, a prompt is read once for all its answers; logits are computed only where a token was sampled.
     """
-    batch, base = _on_device(oracle, samples.prompts), oracle.lm.get_base_model()
-    seen = torch.cat([batch["attention_mask"], samples.mask.long()], dim=1)
-    slots = torch.nn.functional.pad(batch["slot_mask"], (0, samples.ids.shape[1]))
-    with oracle.injector.injecting(slots, batch["vectors"]):
-        hidden = base.base_model(
-            input_ids=torch.cat([batch["input_ids"], samples.ids], dim=1),
+    base, ids, mask = oracle.lm.get_base_model(), samples.ids, samples.mask
+    prompts = list({id(prompt): prompt for prompt in samples.prompts}.values())
+    place = {id(prompt): i for i, prompt in enumerate(prompts)}
+    rows = torch.tensor([place[id(prompt)] for prompt in samples.prompts], device=ids.device)
+    cache = DynamicCache(config=base.config.get_text_config())  # whose keys and values have gradients
+    last, seen = _read(oracle, prompts, cache)
+    cache.batch_select_indices(rows)
+    before = last[rows, None]  # each token is read off the place before it
+    if ids.shape[1] > 1:
+        start, seen = seen.shape[1], torch.cat([seen[rows], mask[:, :-1].long()], dim=1)
+        answers = base.base_model(
+            input_ids=ids[:, :-1],
             attention_mask=seen,
-            position_ids=(seen.cumsum(dim=-1) - 1).clamp(min=0),
-            use_cache=False,
+            position_ids=(seen.cumsum(dim=-1) - 1)[:, start:],
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state
-    before = hidden[:, batch["input_ids"].shape[1] - 1 : -1]  # each token is read off the place before it
-    logits = base.get_output_embeddings()(before[samples.mask]).float()
-    found = -torch.nn.functional.cross_entropy(logits, samples.ids[samples.mask], reduction="none")
-    return torch.zeros(samples.ids.shape, device=found.device).masked_scatter(samples.mask, found)
+        before = torch.cat([before, answers], dim=1)
+    logits = base.get_output_embeddings()(before[mask]).float()
+    found = -torch.nn.functional.cross_entropy(logits, ids[mask], reduction="none")
+    return torch.zeros(ids.shape, device=found.device).masked_scatter(mask, found)
 
 
 def drift(samples: Samples, again: Float[Tensor, "sample token"]) -> float:
@@ -144,6 +145,18 @@ def _draw(scores: Float[Tensor, "row vocab"], generator: torch.Generator) -> Int
     return torch.multinomial(scores.exp(), 1, generator=generator)[:, 0]
 
 
-def _on_device(oracle: Oracle, prompts: Sequence[Prompt]) -> Batch:
+def _read(
+    oracle: Oracle, prompts: Sequence[Prompt], cache: DynamicCache
+) -> tuple[Float[Tensor, "prompt d_model"], Int[Tensor, "prompt pos"]]:
+    """Reads prompts, with their diffs, into an empty cache; returns the last hidden state and the attention mask."""
     batch: Any = oracle.prompts.collate(prompts)
-    return Batch(**{name: tensor.to(oracle.device) for name, tensor in batch.items()})  # type: ignore[typeddict-item]
+    inputs = Batch(**{name: tensor.to(oracle.device) for name, tensor in batch.items()})  # type: ignore[typeddict-item]
+    with oracle.injector.injecting(inputs["slot_mask"], inputs["vectors"]):
+        hidden = oracle.lm.get_base_model().base_model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            position_ids=inputs["position_ids"],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    return hidden[:, -1], inputs["attention_mask"]

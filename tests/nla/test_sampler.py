@@ -149,7 +149,27 @@ def test_only_the_prompt_is_injected(monkeypatch: pytest.MonkeyPatch) -> None:
     # A sampled slot token is a token as any other.
     samples.ids[:, 0] = oracle.prompts.slot_id
     log_probs(oracle, samples)
-    assert shapes[1:] == [(12, width + 6)]
+    assert shapes[1:] == [(3, width)]
+
+
+@pytest.mark.parametrize(("architecture", "injection"), CASES)
+def test_log_probs_and_gradients_are_those_of_whole_rows(architecture: str, injection: dict[str, str]) -> None:
+    oracle = made(architecture, **injection)
+    samples = sample(oracle, ask(oracle), 2, 6, seeded()).take([5, 0, 3, 4])  # in any order, groups torn apart
+    trained = [parameter for parameter in oracle.parameters() if parameter.requires_grad]
+    found = log_probs(oracle, samples)
+    gradients = torch.autograd.grad(found.sum(), trained)
+    expected = []
+    for prompt, ids in zip(samples.prompts, samples.ids, strict=True):  # prompt and answer, read at once
+        batch = oracle.prompts.collate([prompt])
+        row = torch.cat([batch["input_ids"], ids[None]], dim=1)
+        slots = torch.nn.functional.pad(batch["slot_mask"], (0, len(ids)))
+        with oracle.injector.injecting(slots, batch["vectors"]):
+            scores = oracle.lm(input_ids=row).logits[0].log_softmax(-1)
+        expected.append(scores[len(prompt.ids) - 1 : -1].gather(1, ids[:, None])[:, 0])
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(gradients, torch.autograd.grad(torch.stack(expected).sum(), trained), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
 
 def test_gradients_reach_adapter_and_injector() -> None:
