@@ -32,6 +32,7 @@ from diff_oracle.nla.pair import DiffNLA, longest_explanation
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.reading import Reading
 from diff_oracle.records import Record
+from diff_oracle.side_by_side import side_by_side
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import TASKS, Task, make_tasks
@@ -148,16 +149,20 @@ class Explainer:
             # The model looks only back: what follows the last position would be read for nothing.
             context = texts[number].token_ids[: 1 + max(position for position, _ in at)]
             points += measure_sites(self.subject, context, at, self._measured, self._allowed)
-        records = [point.record for point in points]
-        reading, vocabulary = Reading(self.oracle, records), self.oracle.vocabulary
-        answers = standard_answers(reading, self.tasks, records, vocabulary)
-        free: list[dict[str, Any]] = [{}] * len(points)
+        told = side_by_side(self._ask, [point.record for point in points], self.oracle.device)
+        return [
+            self._explanation(query, point, answers, said)
+            for query, point, (answers, said) in zip(queries, points, told, strict=True)
+        ]
+
+    def _ask(self, records: Sequence[Record]) -> list[tuple[list[Answer], dict[str, Any]]]:
+        """Of each record the answers to the standard questions, and what is said freely."""
+        reading = Reading(self.oracle, records)
+        answers = standard_answers(reading, self.tasks, records, self.oracle.vocabulary)
+        free: list[dict[str, Any]] = [{}] * len(records)
         if self.free_question is not None:
             free = self._explain_freely(reading, records, self.free_question)
-        return [
-            self._explanation(query, point, answered, said)
-            for query, point, answered, said in zip(queries, points, answers, free, strict=True)
-        ]
+        return list(zip(answers, free, strict=True))
 
     def _explain_freely(self, reading: Reading, records: Sequence[Record], question: str) -> list[dict[str, Any]]:
         """The fields of explanations that hold what the oracle says of its own accord, and what it lets rebuild."""

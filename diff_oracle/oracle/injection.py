@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Injector(nn.Module):
         signs = {"none": [], "affine": [1.0], "per_slot": [(-1.0) ** j for j in range(config.num_slots)]}[config.map]
         starts = [sign * torch.eye(d_model, d_model + 1) for _ in range(INPUTS[config.input]) for sign in signs]
         self.maps = nn.ParameterList(starts)
-        self._live: tuple[Bool[Tensor, "row pos"], Float[Tensor, "row input d_model"]] | None = None
+        self._live: dict[int, tuple[Bool[Tensor, "row pos"], Float[Tensor, "row input d_model"]]] = {}  # by thread
 
     def directions(self, vectors: Float[Tensor, "row input d_model"]) -> Float[Tensor, "row slot d_model"]:
         """v_j = A_j(x/‖x‖), all slots of the first input before those of the second.
@@ -102,12 +103,12 @@ class Injector(nn.Module):
     def injecting(
         self, slot_mask: Bool[Tensor, "row pos"], vectors: Float[Tensor, "row input d_model"]
     ) -> Iterator[None]:
-        """Within, forward passes over these rows have the vectors injected at their slots."""
-        self._live = slot_mask, vectors
+        """Within, this thread's forward passes over these rows have the vectors injected at their slots."""
+        self._live[get_ident()] = slot_mask, vectors
         try:
             yield
         finally:
-            self._live = None
+            del self._live[get_ident()]
 
     def attach(self, module: nn.Module) -> None:
         """Hooks the module whose output is changed."""
@@ -116,10 +117,11 @@ class Injector(nn.Module):
     def _hook(
         self, module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]
     ) -> Tensor | tuple[Tensor, ...]:
-        if self._live is None or not self._live[1].shape[1]:
+        live = self._live.get(get_ident())
+        if live is None or not live[1].shape[1]:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
-        mask, vectors = self._live
+        mask, vectors = live
         if hidden.shape[1] == 1 and mask.shape[1] > 1:
             return output  # a step of cached generation: the prompt is in the cache, a generated token is no slot
         if hidden.shape[:2] != mask.shape:

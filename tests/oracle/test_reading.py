@@ -1,5 +1,8 @@
 """What is read once answers as what is read anew for every question, on every architecture."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -48,3 +51,24 @@ def test_questions_leave_what_was_read_as_it_was(make_oracle: MakeOracle) -> Non
     first = reading.generate([1, 2], (QUESTIONS[0],), 12)
     reading.generate([4], (QUESTIONS[1],), 5)
     assert reading.generate([1, 2], (QUESTIONS[0],), 12) == first
+
+
+def test_threads_inject_each_their_own_diffs(make_oracle: MakeOracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = make_oracle()
+    diffs = make_diffs(oracle)
+    halves = [diffs[:2], diffs[2:]]  # of other widths, too
+    directions, both = oracle.injector.directions, threading.Barrier(2)
+
+    def ask(half: list[Diff]) -> list[list[float]]:
+        return Reading(oracle, half).choice_log_probs(range(len(half)), ("Why?",), CHOICES).tolist()
+
+    alone = [ask(half) for half in halves]
+
+    def wait_for_the_other(vectors: torch.Tensor) -> torch.Tensor:
+        both.wait(timeout=20)  # both are injecting now
+        return directions(vectors)
+
+    monkeypatch.setattr(oracle.injector, "directions", wait_for_the_other)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(ask, halves))
+    assert together == alone and alone[0] != alone[1][:2]

@@ -1,0 +1,40 @@
+"""Rows worked on in several threads, a core each.
+
+Generation is a long chain of small operations: two cores that share each of them wait for one another more than two
+that each have a chain of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Row, Result = TypeVar("Row"), TypeVar("Result")
+_MOST = 4  # the interpreter runs one thread at a time: more chains would wait for it
+
+
+def side_by_side(
+    function: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], device: torch.device
+) -> list[Result]:
+    """What a function that takes any number of rows returns for all of them; on a CPU in parts, at the same time.
+
+    Args:
+        function: Of some rows; may be called from several threads at once.
+        rows: All of them.
+        device: Where the function computes. On anything but a CPU it is called once.
+    """
+    cores = torch.get_num_threads()
+    number = min(cores, len(rows), _MOST) if device.type == "cpu" else 1
+    if number < 2:
+        return function(rows)
+    bounds = [len(rows) * i // number for i in range(number + 1)]
+    torch.set_num_threads(cores // number)
+    try:
+        with ThreadPoolExecutor(number) as pool:
+            parts = pool.map(function, [rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
+            return [result for part in parts for result in part]
+    finally:
+        torch.set_num_threads(cores)
