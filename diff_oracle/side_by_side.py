@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 
-Row, Result = TypeVar("Row"), TypeVar("Result")
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 _MOST = 4  # the interpreter runs one thread at a time: more chains would wait for it
 
 
@@ -34,7 +36,7 @@ def side_by_side(
     torch.set_num_threads(cores // number)
     try:
         with ThreadPoolExecutor(number) as pool:
-            parts = pool.map(function, [rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False)])
+            parts = pool.map(function, [rows[start:end] for start, end in pairwise(bounds)])
             return [result for part in parts for result in part]
     finally:
         torch.set_num_threads(cores)

@@ -76,7 +76,7 @@ def score_sites(
         )
         before = fit_before(train, select)
         rebuilt = blind_rungs(train, test, before)
-        gold, *_ = gold_rungs(train, select, test, before, features, subject, vocabulary, seed)
+        gold, *_ = gold_rungs(train, select, test, features, subject, vocabulary, seed)
         yield from _lines(rebuilt | gold, train, test, resamples, seed)
 
 

@@ -195,7 +195,7 @@ def _closed_form(
     for rung, rebuilt in blind_rungs(train, test, before).items():
         ladder.add(rung, rebuilt)
     features = ClaimFeatures(subject.W_U.T.float().cpu().numpy())
-    gold, reader, with_before = gold_rungs(train, select, test, before, features, subject, av.vocabulary, seed)
+    gold, reader, with_before = gold_rungs(train, select, test, features, subject, av.vocabulary, seed)
     for rung, rebuilt in gold.items():
         ladder.add(rung, rebuilt, test.gold if rung == "gold: bag" else None)
     ladder.add("text: explained", reader(test, from_text), from_text)

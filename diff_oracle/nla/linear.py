@@ -73,6 +73,7 @@ class SiteRidge:
             if len(rows) > 1:
                 self._fits[site] = _Fit.of(x[rows], y[rows])
         self._penalties: dict[str, float] = {}
+        self._errors: dict[str, float] = {}
 
     def select(
         self, sites: Sequence[str], x: Float[np.ndarray, "row feature"], y: Float[np.ndarray, "row d_model"]
@@ -84,7 +85,12 @@ class SiteRidge:
             errors[site] = np.array([np.sum((fit.predict(x[rows], penalty) - y[rows]) ** 2) for penalty in PENALTIES])
         errors[POOLED] = np.sum(list(errors.values()), axis=0)
         self._penalties = {site: PENALTIES[int(of_site.argmin())] for site, of_site in errors.items()}
+        self._errors = {site: float(of_site.min()) for site, of_site in errors.items()}
         return self
+
+    def error(self, site: str) -> float:
+        """The summed squared error on the rows that chose the penalties, of a site; of all where it had none."""
+        return self._errors.get(site, self._errors[POOLED])
 
     def predict(self, sites: Sequence[str], x: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row d_model"]:
         """The reconstructions, in the units of y."""

@@ -19,16 +19,18 @@ from diff_oracle.tasks.text import Vocabulary
 Rebuilt = Float[np.ndarray, "row d_model"]
 DIFF_BLIND = ("site mean", "token mean", "before", "text: AR", "text: explained", "text: prompted")
 """Rungs that never saw the diff."""
+BEFORE_SCALES = (0.3, 1.0, 3.0)
+"""How large the residual before is beside the claims' features: the larger, the less the penalty shrinks it."""
 
 
 class BagReader:
     """The bag-of-words reconstructor: claims in, diffs out; fitted in closed form.
 
     Args:
-        train, select: What is rebuilt; the penalties are chosen on `select`.
+        train, select: What is rebuilt; penalties and scales are chosen on `select`, for each site.
         claims: What is read of the rows of each.
         features: Claims as vectors.
-        residual: Reads claims only for what a ridge regression from the residual before does not predict.
+        with_before: Reads the residual before beside the claims, in one regression.
     """
 
     def __init__(
@@ -37,22 +39,33 @@ class BagReader:
         select: Rows,
         claims: tuple[Sequence[Claims], Sequence[Claims]],
         features: ClaimFeatures,
-        residual: SiteRidge | None = None,
+        with_before: bool = False,
     ) -> None:
-        self._features, self._residual = features, residual
-        known = [self._known(rows) for rows in (train, select)]
-        x = [features(of_split) for of_split in claims]
-        self._ridge = SiteRidge(train.sites, x[0], train.target - known[0])
-        self._ridge.select(select.sites, x[1], select.target - known[1])
+        self._features = features
+        claimed = [features(of_split) for of_split in claims]
+        size = _rms(claimed[0]) / _rms(train.before)
+        self._scales = [scale * size for scale in BEFORE_SCALES] if with_before else [0.0]
+        self._ridges = []
+        for scale in self._scales:
+            x = [self._x(rows, of_split, scale) for rows, of_split in zip((train, select), claimed, strict=True)]
+            self._ridges.append(SiteRidge(train.sites, x[0], train.target).select(select.sites, x[1], select.target))
 
     def __call__(self, rows: Rows, claims: Sequence[Claims]) -> Rebuilt:
         """The reconstructions of rows from claims."""
-        return self._known(rows) + self._ridge.predict(rows.sites, self._features(claims))
+        claimed = self._features(claims)
+        rebuilt = [
+            ridge.predict(rows.sites, self._x(rows, claimed, scale))
+            for ridge, scale in zip(self._ridges, self._scales, strict=True)
+        ]
+        best = [int(np.argmin([ridge.error(site) for ridge in self._ridges])) for site in rows.sites]
+        return np.stack(rebuilt)[best, np.arange(len(best))]
 
-    def _known(self, rows: Rows) -> Rebuilt:
-        if self._residual is None:
-            return np.zeros_like(rows.target)
-        return self._residual.predict(rows.sites, rows.before)
+    def _x(self, rows: Rows, claimed: Float[np.ndarray, "row feature"], scale: float) -> Float[np.ndarray, "row both"]:
+        return np.hstack([claimed, scale * rows.before]) if scale else claimed
+
+
+def _rms(values: Float[np.ndarray, "row feature"]) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def fit_before(train: Rows, select: Rows) -> SiteRidge:
@@ -81,7 +94,6 @@ def gold_rungs(
     train: Rows,
     select: Rows,
     test: Rows,
-    before: SiteRidge,
     features: ClaimFeatures,
     subject: Subject,
     vocabulary: Vocabulary,
@@ -94,9 +106,9 @@ def gold_rungs(
     """
     gold = train.gold, select.gold
     rotated = [rotated_claims(rows.records, rows.gold, subject, vocabulary, seed) for rows in (train, select, test)]
-    plain, with_before = (BagReader(train, select, gold, features, residual) for residual in (None, before))
+    plain, with_before = (BagReader(train, select, gold, features, both) for both in (False, True))
     codes, codes_with_before = (
-        BagReader(train, select, (rotated[0], rotated[1]), features, residual) for residual in (None, before)
+        BagReader(train, select, (rotated[0], rotated[1]), features, both) for both in (False, True)
     )
     rungs = {
         "gold: bag": plain(test, test.gold),

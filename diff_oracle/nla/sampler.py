@@ -152,11 +152,15 @@ def _read(
     batch: Any = oracle.prompts.collate(prompts)
     inputs = Batch(**{name: tensor.to(oracle.device) for name, tensor in batch.items()})  # type: ignore[typeddict-item]
     with oracle.injector.injecting(inputs["slot_mask"], inputs["vectors"]):
-        hidden = oracle.lm.get_base_model().base_model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            position_ids=inputs["position_ids"],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        hidden = (
+            oracle.lm.get_base_model()
+            .base_model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                position_ids=inputs["position_ids"],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            .last_hidden_state
+        )
     return hidden[:, -1], inputs["attention_mask"]
