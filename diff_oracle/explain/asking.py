@@ -31,8 +31,8 @@ from diff_oracle.explain.rebuilding import CONVENTIONS, check_pair, reconstructi
 from diff_oracle.nla.pair import DiffNLA, longest_explanation
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.reading import Reading
+from diff_oracle.oracle.side_by_side import side_by_side
 from diff_oracle.records import Record
-from diff_oracle.side_by_side import side_by_side
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import TASKS, Task, make_tasks

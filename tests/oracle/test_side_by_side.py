@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
-from diff_oracle.side_by_side import side_by_side
+from diff_oracle.oracle.side_by_side import side_by_side
 
 CPU = torch.device("cpu")
 
