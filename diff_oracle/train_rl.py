@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from diff_oracle.cli import entry_point
@@ -154,9 +154,8 @@ class _Bench:
             shutil.copy(began / HELD_OUT, run_dir / held_out)
         else:
             source, splits = self.source, self.splits
-            found = evaluate_pair(
-                self.pair.av, source.readers, source.named, splits, self.subject, source.ladder, source.seed
-            )
+            config = replace(source.ladder, shots=0)  # the base model, prompted, says what it said before
+            found = evaluate_pair(self.pair.av, source.readers, source.named, splits, self.subject, config, source.seed)
             _write(run_dir / ladder, to_rows(found.lines))
             assert found.held_out is not None  # there is a transformer that reads
             found.held_out.save(run_dir / held_out)
