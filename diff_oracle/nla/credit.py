@@ -1,13 +1,18 @@
-"""Which line of an explanation earned what: an advantage for each line, in place of one for the whole answer.
+"""Which line of an explanation earned what: how much more is to be expected behind it than before it.
 
-The value of a line is how much nearer the reconstruction comes to the diff with its claim than without,
+The lines of an answer are said one after the other. What the first k of them are worth,
 
-    v = r(δ̂) − r(δ̂ − what the reconstructor's floor adds for the claim)
+    R_k = r(δ̂ − what the reconstructor's floor adds for the claims of the others)        r: `reward.worth`
 
-and 0 for a line that is no claim, repeats one, or is not read; less `false_penalty` for a false claim. A line's tokens
-have the advantage of its value over that of the same line of the other answers of its group. To go on or to end is a
-choice by itself: a line break, and the token that ends an answer, have the advantage of all that comes behind them,
-which is nothing behind an end. All are in units of the standard deviation of the group's lines.
+is known for every k, for the floor is linear. What an answer will have earned in the end is expected from there,
+
+    V_k = a_k + b_k R_k + c_k m        m: the mean reward of its group; V_0 = m
+
+by least squares over all answers of the step that come so far: b_k is less than 1 where later lines tell the same. The
+tokens of line k have the advantage V_{k+1} − V_k, the token that ends the answer reward − V_K; a cut-off answer's last
+line has what is left. All in units of the standard deviation of the group's rewards. An answer's advantages thus sum to
+that of plain GRPO, and each line has the part of it that became known with the line (Sutton & Barto 2018, section
+6.1). A line break belongs to the line that it begins, so that to go on is credited with what comes of it.
 """
 
 from __future__ import annotations
@@ -16,11 +21,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diff_oracle.nla.floor import Floor
-from diff_oracle.nla.reward import Judged, RewardConfig, nearness
+from diff_oracle.nla.reward import Judged, RewardConfig, worth
 from diff_oracle.tasks.claims import Claim, parse
 from diff_oracle.tasks.text import Vocabulary
 
@@ -31,8 +36,8 @@ def line_numbers(ids: Int[Tensor, "sample token"], newline: int, eos: int) -> In
 
 
 def claims_by_line(ids: Sequence[int], newline: int, vocabulary: Vocabulary) -> list[Claim | None]:
-    """What each line claims; None for a line that is no claim, or repeats an earlier one."""
-    lines: list[list[int]] = [[]]
+    """What each line claims; None for a line that is no claim, or repeats an earlier one. No line where nothing is."""
+    lines: list[list[int]] = [[]] if len(ids) else []
     for token in ids:
         if token == newline:
             lines.append([])
@@ -45,91 +50,101 @@ def claims_by_line(ids: Sequence[int], newline: int, vocabulary: Vocabulary) -> 
     return said
 
 
-def line_values(
+def line_worths(
     lines: Sequence[Sequence[Claim | None]],
+    numbers: Int[Tensor, "sample token"],
     judged: Sequence[Judged],
     sites: Sequence[str],
     rebuilt: Float[np.ndarray, "sample d_model"],
     target: Float[np.ndarray, "sample d_model"],
     floor: Floor,
     config: RewardConfig,
+    wrong: Float[np.ndarray, "sample d_model"] | None = None,
 ) -> list[Float[np.ndarray, "_"]]:
-    """The value of each line of each answer.
+    """R_0 … R_K of each answer of K lines.
 
     Args:
         lines: What the lines claim.
+        numbers: Which line each token belongs to.
         judged: What of it is read.
         sites: Of the answers' diffs.
         rebuilt: What the reconstructor makes of each answer.
         target: The diffs.
         floor: What it adds to.
         config: What is rewarded.
+        wrong: Other diffs, for a contrastive reward.
     """
-    values = [
-        np.array([-config.false_penalty * (claim in answer.false) for claim in of_answer], dtype=float)
-        for of_answer, answer in zip(lines, judged, strict=True)
-    ]
-    places = [
+    places = [(i, k) for i, of_answer in enumerate(lines) for k in range(len(of_answer) + 1)]
+    added = _added(lines, judged, sites, floor, rebuilt.shape[1])
+    parts = np.stack([rebuilt[i] - added[i][k:].sum(axis=0) for i, k in places])
+    so_far = [judged[i].of(lines[i][:k], _num_tokens(numbers[i], k, judged[i], len(lines[i]))) for i, k in places]
+    rows = [i for i, _ in places]
+    values = worth(so_far, parts, target[rows], config, None if wrong is None else wrong[rows])
+    return np.split(values, np.cumsum([len(of_answer) + 1 for of_answer in lines])[:-1])
+
+
+def _num_tokens(numbers: Int[Tensor, "token"], k: int, judged: Judged, num_lines: int) -> int:
+    """Tokens of the first k lines; of them all, the token that ends the answer too."""
+    return judged.num_tokens if k == num_lines else int(((numbers >= 0) & (numbers < k)).sum())
+
+
+def _added(
+    lines: Sequence[Sequence[Claim | None]], judged: Sequence[Judged], sites: Sequence[str], floor: Floor, d_model: int
+) -> list[Float[np.ndarray, "line d_model"]]:
+    """What the floor adds for each line of each answer: nothing for one that is not read."""
+    added = [np.zeros((len(of_answer), d_model)) for of_answer in lines]
+    read = [
         (i, k, claim)
         for i, (of_answer, answer) in enumerate(zip(lines, judged, strict=True))
         for k, claim in enumerate(of_answer)
         if claim is not None and claim in answer.read
     ]
-    if not places:
-        return values
-    rows = [i for i, _, _ in places]
-    of_rows = [sites[i] for i in rows]
-    with torch.no_grad():
-        added = floor(of_rows, [(claim,) for _, _, claim in places]) - floor(of_rows, [()] * len(rows))
-    without = rebuilt[rows] - added.cpu().double().numpy()
-    gains = nearness(rebuilt[rows], target[rows], config.measure) - nearness(without, target[rows], config.measure)
-    for (i, k, _), gain in zip(places, gains, strict=True):
-        values[i][k] += gain
-    return values
+    if read:
+        of_rows = [sites[i] for i, _, _ in read]
+        with torch.no_grad():
+            more = floor(of_rows, [(claim,) for _, _, claim in read]) - floor(of_rows, [()] * len(read))
+        for (i, k, _), vector in zip(read, more.cpu().double().numpy(), strict=True):
+            added[i][k] = vector
+    return added
 
 
 def line_advantages(
-    values: Sequence[Float[np.ndarray, "_"]],
-    at_end: Float[np.ndarray, "sample"],
+    worths: Sequence[Float[np.ndarray, "_"]],
+    earned: Float[np.ndarray, "group member"],
     numbers: Int[Tensor, "sample token"],
-    breaks: Bool[Tensor, "sample token"],
-    group_size: int,
     min_spread: float,
 ) -> Float[Tensor, "sample token"]:
     """The advantage of every token.
 
     Args:
-        values: Of the lines of each answer; those of a group stand side by side.
-        at_end: What each answer is worth beside its lines: what is taken off for its length, or because it failed.
-        numbers: Which line each token belongs to.
-        breaks: Which tokens are line breaks.
-        group_size: Answers of a group.
-        min_spread: A group whose lines' values have no larger standard deviation has none.
+        worths: R_0 … R_K of each answer; those of a group stand side by side.
+        earned: What each answer earned.
+        numbers: Which line each token belongs to; −1 for what ends an answer.
+        min_spread: A group whose rewards have no larger standard deviation has no advantages.
     """
-    width = max(len(of_lines) for of_lines in values)
-    own, to_go = np.full((len(values), width), np.nan), np.full((len(values), width + 1), np.nan)
-    for i, (of_lines, end) in enumerate(zip(values, at_end, strict=True)):
-        own[i, : len(of_lines)] = of_lines
-        to_go[i, : len(of_lines) + 1] = np.append(np.cumsum(of_lines[::-1])[::-1], 0.0) + end
-    own, to_go = (_centred(of_answers, group_size) for of_answers in (own, to_go))
-    there = np.array([len(of_lines) for of_lines in values]).reshape(-1, group_size).sum(axis=1)
-    spread = np.sqrt((own.reshape(len(there), -1) ** 2).sum(axis=1) / there).repeat(group_size)[:, None]
-    device = numbers.device
-
-    def scaled(centred: Float[np.ndarray, "sample place"]) -> Float[Tensor, "sample place"]:
-        return (
-            torch.from_numpy(np.where(spread > min_spread, centred / np.maximum(spread, 1e-12), 0)).float().to(device)
-        )
-
-    lengths = torch.tensor([len(of_lines) for of_lines in values], device=device)[:, None]
-    begins = torch.where(numbers < 0, lengths, numbers)  # what ends an answer stands where a line more would begin
-    of_line = scaled(own).gather(1, numbers.clamp(min=0))
-    return torch.where(breaks | (numbers < 0), scaled(to_go).gather(1, begins), of_line)
+    expected = _expectations(worths, earned)
+    width, ends = max(len(of_answer) for of_answer in worths), (numbers < 0).any(dim=1).tolist()
+    steps = np.zeros((len(worths), width + 1))  # a column a line, and one for the end
+    for row, values, reward, end in zip(steps, expected, earned.flatten(), ends, strict=True):
+        if not end:
+            values[-1] = reward
+        row[: len(values) - 1] = np.diff(values)
+        row[width] = reward - values[-1]
+    spread = earned.std(axis=1).repeat(earned.shape[1])[:, None]
+    scaled = np.where(spread > min_spread, steps / np.maximum(spread, 1e-12), 0)
+    return torch.from_numpy(scaled).float().to(numbers.device).gather(1, torch.where(numbers < 0, width, numbers))
 
 
-def _centred(values: Float[np.ndarray, "sample place"], group_size: int) -> Float[np.ndarray, "sample place"]:
-    """Less the mean of the group's answers at each place, of those that come so far; 0 where one does not."""
-    groups = values.reshape(-1, group_size, values.shape[1])
-    there = ~np.isnan(groups)
-    mean = np.where(there, groups, 0).sum(axis=1, keepdims=True) / np.maximum(1, there.sum(axis=1, keepdims=True))
-    return np.where(there, groups - mean, 0).reshape(values.shape)
+def _expectations(
+    worths: Sequence[Float[np.ndarray, "_"]], earned: Float[np.ndarray, "group member"]
+) -> list[Float[np.ndarray, "_"]]:
+    """V_0 … V_K of each answer."""
+    mean, reward = earned.mean(axis=1).repeat(earned.shape[1]), earned.flatten()
+    expected = [np.full(len(of_answer), m) for of_answer, m in zip(worths, mean, strict=True)]
+    for k in range(1, max(len(of_answer) for of_answer in worths)):
+        there = [i for i, of_answer in enumerate(worths) if len(of_answer) > k]
+        known = np.stack([np.ones(len(there)), [worths[i][k] for i in there], mean[there]], axis=1)
+        values = known @ np.linalg.lstsq(known, reward[there], rcond=1e-9)[0]
+        for i, value in zip(there, values, strict=True):
+            expected[i][k] = value
+    return expected

@@ -59,7 +59,7 @@ def explanation_health(judged: Sequence[Judged]) -> dict[str, float]:
         "cut_off": float(np.mean([j.cut_off for j in judged])),
         "distinct": len({tuple(j.claims) for j in judged}) / len(judged),
         "claims": claims / len(judged),
-        "quotes": sum(j.num_quoted for j in judged) / max(1, claims),
+        "quotes": sum(len(j.quoted) for j in judged) / max(1, claims),
         "true_claims": sum(j.num_true for j in judged) / max(1, claims),
     }
 

@@ -6,7 +6,7 @@ that are true on the model, so that a private code earns nothing that is not als
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from diff_oracle.nla.metrics import cosine
 from diff_oracle.nla.rows import Claims
-from diff_oracle.tasks.claims import parse
+from diff_oracle.tasks.claims import Claim, parse
 from diff_oracle.tasks.text import Vocabulary
 from diff_oracle.tasks.truth import Measured
 
@@ -40,8 +40,8 @@ class RewardConfig:
     quote_penalty: float = 0.0
     """Taken off times the share of claims that name a token of the context."""
     failed: float = -2.0
-    """Reward of an answer without a claim, or cut off. That of a reconstruction at right angles to the diff is −2
-    (`nmse`) or −0.7 (`log_nmse`)."""
+    """Reward of an answer without a claim that is read, or cut off, and the least of any. That of a reconstruction at
+    right angles to the diff is −2 (`nmse`) or −0.7 (`log_nmse`)."""
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
@@ -59,26 +59,37 @@ class Judged:
     """What it claims, each once."""
     read: Claims
     """What of it the reconstructor gets to read."""
+    false: Claims
+    """What of it is false on the model."""
+    quoted: Claims
+    """What of it names a token of the context."""
     num_tokens: int
     """Sampled tokens."""
     cut_off: bool
     """Whether it had no end."""
-    num_true: int
-    """Claims that are true on the model."""
-    num_quoted: int
-    """Claims that name a token of the context."""
-    false: Claims = ()
-    """Claims that are false on the model."""
 
     @property
     def failed(self) -> bool:
-        """Whether it is no explanation: it claims nothing that can be read, or was cut off."""
-        return self.cut_off or not self.claims
+        """Whether it is no explanation: it claims nothing that is read, or was cut off."""
+        return self.cut_off or not self.read
+
+    @property
+    def num_true(self) -> int:
+        """Claims that are true on the model."""
+        return len(self.claims) - len(self.false)
 
     @property
     def quotes(self) -> float:
         """Share of claims that name a token of the context."""
-        return self.num_quoted / max(1, len(self.claims))
+        return len(self.quoted) / max(1, len(self.claims))
+
+    def of(self, said: Collection[Claim | None], num_tokens: int) -> Judged:
+        """A part of it: these claims, in so many tokens."""
+
+        def kept(claims: Claims) -> Claims:
+            return tuple(claim for claim in claims if claim in said)
+
+        return Judged(kept(self.claims), kept(self.read), kept(self.false), kept(self.quoted), num_tokens, False)
 
 
 def judge(
@@ -104,8 +115,8 @@ def judge(
     claims, tokens = parse(text, vocabulary).claims, set(context)
     true = tuple(claim for claim in claims if truth.holds(claim))
     false = tuple(claim for claim in claims if claim not in true)
-    quoted = sum(claim.said in tokens for claim in claims)
-    return Judged(claims, true if truth_gated else claims, num_tokens, cut_off, len(true), quoted, false)
+    quoted = tuple(claim for claim in claims if claim.said in tokens)
+    return Judged(claims, true if truth_gated else claims, false, quoted, num_tokens, cut_off)
 
 
 def nearness(
@@ -116,14 +127,14 @@ def nearness(
     return -np.log(np.maximum(nmse, _TINY)) if measure == "log_nmse" else -nmse
 
 
-def rewards(
+def worth(
     judged: Sequence[Judged],
     rebuilt: Float[np.ndarray, "sample d_model"],
     target: Float[np.ndarray, "sample d_model"],
     config: RewardConfig,
     wrong: Float[np.ndarray, "sample d_model"] | None = None,
 ) -> Float[np.ndarray, "sample"]:
-    """What explanations are worth.
+    """What explanations are worth, or parts of some, as if none had failed.
 
     Args:
         judged: The explanations.
@@ -142,5 +153,9 @@ def rewards(
         value = value - config.contrastive * nearness(rebuilt, wrong, config.measure)
     value = value - config.length_penalty * np.array([j.num_tokens for j in judged])
     value = value - config.false_penalty * np.array([len(j.false) for j in judged])
-    value = value - config.quote_penalty * np.array([j.quotes for j in judged])
-    return np.where([j.failed for j in judged], config.failed, value)
+    return value - config.quote_penalty * np.array([j.quotes for j in judged])
+
+
+def rewards(judged: Sequence[Judged], worth: Float[np.ndarray, "sample"], failed: float) -> Float[np.ndarray, "sample"]:
+    """What explanations earn: what they are worth; those that failed, and those worth less than that, `failed`."""
+    return np.where([j.failed for j in judged], failed, np.maximum(worth, failed))

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_values
+from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_worths
 from diff_oracle.nla.grpo import advantages
 from diff_oracle.nla.health import Line, StopConfig, explanation_health, fve, reward_health
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.pair import QUESTION, DiffNLA, as_read, longest_explanation
-from diff_oracle.nla.reward import Judged, RewardConfig, judge, nearness, rewards
+from diff_oracle.nla.reward import Judged, RewardConfig, judge, rewards, worth
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.nla.sampler import Samples, sample
 from diff_oracle.nla.training import ReadingConfig, ReadingDataset
@@ -55,8 +55,8 @@ class RlConfig:
     max_new_tokens: int | None = None
     """Where an explanation is cut off; where the longest one ends if it is not given."""
     credit: str = "lines"
-    """What a token is credited with: `lines`, how much more its line adds to the reconstruction than the group's lines
-    in its place (`nla.credit`); `answer`, how much better its answer is than the group's: plain GRPO."""
+    """What a token is credited with: `lines`, how much more is to be expected of the answer behind its line than before
+    (`nla.credit`); `answer`, how much better its answer is than the group's: plain GRPO."""
     min_spread: float = 1e-3
     """Groups whose rewards have no larger standard deviation are dropped."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -107,7 +107,7 @@ class Steps:
         optimizers: Of `policy` and `ar`.
 
     Raises:
-        ValueError: The diffs of a step cannot be split evenly over the processes.
+        ValueError: The diffs of a step cannot be split evenly over the processes, or lines cannot be credited.
     """
 
     def __init__(
@@ -123,6 +123,11 @@ class Steps:
     ) -> None:
         if config.diffs % count():
             raise ValueError(f"rl.diffs={config.diffs} cannot be split evenly over {count()} processes")
+        if config.arm == "rl" and config.credit == "lines" and pair.ar.floor is None:
+            raise ValueError(
+                "rl.credit=lines is reckoned by the reconstructor's floor, but it has none (ar.floor): choose "
+                "rl.credit=answer"
+            )
         self._policy, self._ar, self._reference = pair.av, pair.ar, reference
         self._train, self._means, self._subject, self._truth = train, means, subject, truth
         self._config, self._seed, self._optimizers = config, config.seed, optimizers
@@ -145,8 +150,11 @@ class Steps:
         records, target = [self._train.records[i] for i in of_samples], self._train.target[of_samples]
         judged = self._judge(samples, [self._train.records[i] for i in rows])
         rebuilt = self._ar.reconstruct(records, [as_read(j.read) for j in judged])
-        wrong = self._train.target[self._wrong(of_samples, rng)] if config.reward.contrastive else None
-        earned = rewards(judged, rebuilt, target, config.reward, wrong).reshape(len(rows), config.group_size)
+        wrong = None
+        if config.reward.contrastive:
+            wrong = self._train.target[self._wrong(rows, rng)].repeat(config.group_size, axis=0)
+        worths = worth(judged, rebuilt, target, config.reward, wrong)
+        earned = rewards(judged, worths, config.reward.failed).reshape(len(rows), config.group_size)
         times.append(time.perf_counter())
         line: Line = reward_health(np.array(gathered(list(earned))), config.min_spread)
         line |= explanation_health(gathered(judged))
@@ -155,7 +163,7 @@ class Steps:
         entropy, num_tokens = summed([float(samples.entropy.sum()), float(samples.mask.sum())], self._policy.device)
         line |= {"entropy": entropy / num_tokens}
         if config.arm == "rl":
-            advantage = self._advantage(samples, judged, earned, [r.site for r in records], rebuilt, target)
+            advantage = self._advantage(samples, judged, earned, [r.site for r in records], rebuilt, target, wrong)
             line |= update_policy(
                 self._policy,
                 self._reference,
@@ -179,26 +187,22 @@ class Steps:
         sites: Sequence[str],
         rebuilt: Float[np.ndarray, "sample d_model"],
         target: Float[np.ndarray, "sample d_model"],
+        wrong: Float[np.ndarray, "sample d_model"] | None,
     ) -> Float[Tensor, "sample token"]:
         """Of every sampled token: that of its answer, or of its line."""
         config, policy = self._config, self._policy
         if config.credit == "answer":
             of_answer = advantages(torch.from_numpy(earned).float(), config.min_spread).flatten()
             return of_answer[:, None].expand(samples.ids.shape).to(policy.device)
-        if self._ar.floor is None:
-            raise ValueError(
-                "rl.credit=lines is reckoned by the reconstructor's floor, but it has none (ar.floor): choose "
-                "rl.credit=answer"
-            )
-        newline = policy.vocabulary.newline[-1]
-        answers = [ids[:length] for ids, length in zip(samples.ids.tolist(), samples.lengths.tolist(), strict=True)]
-        lines = [claims_by_line(ids, newline, policy.vocabulary) for ids in answers]
-        values = line_values(lines, judged, sites, rebuilt, target, self._ar.floor, config.reward)
-        of_lines = -config.reward.false_penalty * np.array([len(j.false) for j in judged])
-        at_end = earned.flatten() - nearness(rebuilt, target, config.reward.measure) - of_lines
-        numbers = line_numbers(samples.ids, newline, policy.prompts.eos_id)
-        breaks = samples.ids == newline
-        return line_advantages(values, at_end, numbers, breaks, config.group_size, config.min_spread)
+        newline, eos, floor = policy.vocabulary.newline[-1], policy.prompts.eos_id, self._ar.floor
+        assert floor is not None  # made sure of at the start
+        numbers = line_numbers(samples.ids, newline, eos)
+        lines = [
+            claims_by_line([token for token in ids if token != eos], newline, policy.vocabulary)
+            for ids in samples.ids.tolist()
+        ]
+        worths = line_worths(lines, numbers, judged, sites, rebuilt, target, floor, config.reward, wrong)
+        return line_advantages(worths, earned, numbers, config.min_spread)
 
     def supervised(self, step: int) -> Line:
         """A step of both parts on as many gold explanations as would be sampled."""

@@ -1,16 +1,14 @@
-"""The credit of a line equals what the reconstruction loses without it, computed line by line."""
-
-from dataclasses import replace
+"""Lines are worth what is rebuilt by them, computed one by one; and what they are credited with teaches."""
 
 import numpy as np
 import pytest
 import torch
 
 from diff_oracle.nla.bag import ClaimFeatures
-from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_values
+from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_worths
 from diff_oracle.nla.floor import Floor
 from diff_oracle.nla.linear import POOLED
-from diff_oracle.nla.reward import Judged, RewardConfig, nearness
+from diff_oracle.nla.reward import Judged, RewardConfig, nearness, worth
 from diff_oracle.tasks.claims import Claim, write
 from tests.tasks.made import VOCABULARY
 
@@ -28,52 +26,85 @@ def test_lines_are_read_one_by_one() -> None:
     ids = VOCABULARY.encode((*write([A, B]), "\nnonsense", *("\n",), *write([A]), "\n", *write([C])))
     assert claims_by_line(ids, NEWLINE, VOCABULARY) == [A, B, None, None, C]  # the second A says nothing new
     assert claims_by_line(VOCABULARY.encode(write([A, C])), NEWLINE, VOCABULARY) == [A, C]
+    assert claims_by_line([], NEWLINE, VOCABULARY) == []
+    assert claims_by_line([NEWLINE], NEWLINE, VOCABULARY) == [None, None]
 
 
 @pytest.mark.parametrize("measure", ["nmse", "log_nmse"])
-def test_values_are_what_the_reconstruction_loses(measure: str) -> None:
+def test_worths_are_those_of_the_first_lines_alone(measure: str) -> None:
     rng = np.random.default_rng(0)
     features = ClaimFeatures(rng.standard_normal((600, 8)))
     maps = torch.from_numpy(rng.standard_normal((2, features([()]).shape[1], 8))).float()
     floor = Floor(features, ["L0", POOLED], maps, torch.from_numpy(rng.standard_normal((2, 8))).float())
     lines = [[A, None, B], [C]]
-    judged = [Judged((A, B), (A, B), 9, False, 2, 0), Judged((C,), (), 4, False, 0, 0)]  # C is false, and not read
-    sites, target = ["L0", "L5"], rng.standard_normal((2, 8))
-    transformer = rng.standard_normal((2, 8))
+    judged = [Judged((A, B), (A, B), (B,), (A,), 9, False), Judged((C,), (), (C,), (), 4, True)]  # C is not read
+    numbers = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 2, -1], [0, 0, 0, 0, -1, -1, -1, -1, -1]])
+    sites, (target, wrong, transformer) = ["L0", "L5"], rng.standard_normal((3, 2, 8))
     rebuilt = floor(sites, [(A, B), ()]).numpy() + transformer
-    values = line_values(lines, judged, sites, rebuilt, target, floor, RewardConfig(measure=measure))
-    assert [len(of_answer) for of_answer in values] == [3, 1]
-    assert values[0][1] == 0 and values[1][0] == 0
-    for k, others in ((0, (B,)), (2, (A,))):
-        without = floor(["L0"], [others]).numpy() + transformer[:1]
-        expected = nearness(rebuilt[:1], target[:1], measure) - nearness(without, target[:1], measure)
-        assert values[0][k] == pytest.approx(expected[0], abs=1e-5)
-    judged = [replace(judged[0], false=(B,)), replace(judged[1], false=(C,))]
-    config = RewardConfig(measure=measure, false_penalty=0.25)
-    less = line_values(lines, judged, sites, rebuilt, target, floor, config)
-    assert less[0] == pytest.approx(values[0] - [0, 0, 0.25]) and less[1] == pytest.approx([-0.25])
+    penalties = {"length_penalty": 0.1, "false_penalty": 0.25, "quote_penalty": 0.5, "contrastive": 0.3}
+    config = RewardConfig(measure=measure, **penalties)
+    found = line_worths(lines, numbers, judged, sites, rebuilt, target, floor, config, wrong)
+
+    def by_hand(i: int, said: tuple[Claim, ...], tokens: int, num_false: int, quoted: float) -> float:
+        part = floor([sites[i]], [said]).numpy() + transformer[i : i + 1]
+        near = nearness(part, target[i : i + 1], measure) - 0.3 * nearness(part, wrong[i : i + 1], measure)
+        return float(near[0]) - 0.1 * tokens - 0.25 * num_false - 0.5 * quoted
+
+    first = [
+        by_hand(0, (), 0, 0, 0),
+        by_hand(0, (A,), 2, 0, 1),
+        by_hand(0, (A,), 5, 0, 1),
+        by_hand(0, (A, B), 9, 1, 0.5),
+    ]
+    np.testing.assert_allclose(found[0], first, atol=1e-5)
+    np.testing.assert_allclose(found[1], [by_hand(1, (), 0, 0, 0), by_hand(1, (), 4, 1, 0)], atol=1e-5)
+    whole = worth(judged, rebuilt, target, config, wrong)  # all lines are worth what the answer is
+    np.testing.assert_allclose([values[-1] for values in found], whole, atol=1e-5)
 
 
-def test_advantages_compare_a_line_with_its_place_in_the_group() -> None:
-    # Two groups of two answers: of two lines and of one; of two lines each, which are worth the same.
-    values = [np.array([3.0, 1.0]), np.array([1.0]), np.array([5.0, 5.0]), np.array([5.0, 5.0])]
-    ids = torch.tensor([[7, 8, 3, 9, 2], [7, 2, 2, 2, 2], [7, 3, 8, 2, 2], [7, 3, 8, 2, 2]])
-    numbers, breaks = line_numbers(ids, newline=3, eos=2), ids == 3
-    found = line_advantages(values, np.zeros(4), numbers, breaks, group_size=2, min_spread=1e-3)
-    spread = np.sqrt((1 + 1 + 0) / 3)  # of 3 and 1 about 2, and 1 about itself
-    # Behind the first line one goes on and earns 1, the other ends and earns nothing.
-    expected = np.array([[1, 1, 0.5, 0, 0], [-1, -0.5, 0, 0, 0]]) / spread
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
-    np.testing.assert_allclose(found[:2][mask].numpy(), expected[mask.numpy()], rtol=1e-6)
-    assert not found[2:].any()
+def test_advantages_are_what_is_expected_more_behind_a_line() -> None:
+    # Two groups of two answers: of two lines, of one, of none, and of one that is cut off.
+    worths = [np.array([0.0, 3.0, 4.0]), np.array([0.0, 1.0]), np.array([0.0]), np.array([0.0, 2.0])]
+    earned = np.array([[4.0, 1.0], [-1.0, -2.0]])
+    numbers = torch.tensor([[0, 0, 1, 1, -1], [0, -1, -1, -1, -1], [-1, -1, -1, -1, -1], [0, 0, 0, 0, 0]])
+    found = line_advantages(worths, earned, numbers, min_spread=1e-3)
+    # V_0 is the group's mean. Three answers come to the first line's end and their regression has three unknowns, one
+    # to the second's: both are exact.
+    mean = [2.5, -1.5]
+    first, second = (4 - mean[0]) / 1.5, (1 - mean[0]) / 1.5  # known behind the first line
+    np.testing.assert_allclose(found[0].numpy(), [first, first, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(found[1, :2].numpy(), [second, 0], atol=1e-6)
+    np.testing.assert_allclose(found[2].numpy(), [(-1 - mean[1]) / 0.5] * 5, rtol=1e-6)  # laid to the end
+    np.testing.assert_allclose(found[3].numpy(), [(-2 - mean[1]) / 0.5] * 5, rtol=1e-6)  # cut off: to the last line
+    assert not line_advantages(worths, earned, numbers, min_spread=9.0).any()
 
 
-def test_what_is_taken_off_an_answer_is_laid_to_the_choice_to_go_on() -> None:
-    values = [np.array([1.0, 2.0]), np.array([2.0, 1.0])]
-    ids = torch.tensor([[7, 3, 8, 8], [7, 3, 8, 2]])  # the first was cut off
-    numbers, breaks = line_numbers(ids, newline=3, eos=2), ids == 3
-    found = line_advantages(values, np.array([-4.0, 0.0]), numbers, breaks, group_size=2, min_spread=1e-3)
-    spread = 0.5
-    # To go: 2 - 4 and 1, so -2 and 1 about -0.5; at the end -4 and 0.
-    expected = [[-0.5 / spread, -1.5 / spread, 0.5 / spread, 0.5 / spread], [1.0, 3.0, -1.0, 4.0]]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+def test_an_answers_advantages_sum_to_plain_grpos() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 6, 24)
+    worths = [rng.standard_normal(length + 1) for length in lengths]
+    earned = np.array([of[-1] for of in worths]).reshape(4, 6)
+    numbers = torch.full((24, 6), -1)
+    for row, length in enumerate(lengths):
+        numbers[row, :length] = torch.arange(length)
+    found = line_advantages(worths, earned, numbers, min_spread=1e-3)
+    sums = [float(row[: length + 1].sum()) for row, length in zip(found, lengths, strict=True)]
+    expected = (earned - earned.mean(axis=1, keepdims=True)) / earned.std(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.reshape(sums, (4, 6)), expected, rtol=1e-5)
+
+
+def test_a_first_line_that_lets_the_next_be_worth_more_is_learned() -> None:
+    """The first line is worth 0.2 and the next 0, or 0.1 and the next 1: a line's own worth alone would mislead."""
+    logits, rng = torch.zeros(2), np.random.default_rng(0)
+    numbers = torch.tensor([[0, 1, -1]] * 32)
+    for _ in range(60):
+        chosen = rng.random(32) < float(logits.softmax(-1)[1])
+        worths = [np.array([0.0, 0.1, 1.1]) if second else np.array([0.0, 0.2, 0.2]) for second in chosen]
+        earned = np.array([of[-1] for of in worths]).reshape(4, 8)
+        advantage = line_advantages(worths, earned, numbers, min_spread=1e-3)[:, 0]
+        policy = logits.clone().requires_grad_()
+        log_probs = policy.log_softmax(-1)[torch.from_numpy(chosen).long()]
+        (log_probs * advantage).mean().backward()
+        assert policy.grad is not None
+        logits = logits + 2.0 * policy.grad
+    assert float(logits.softmax(-1)[1]) > 0.95

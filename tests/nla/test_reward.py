@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from diff_oracle.nla.reward import Judged, RewardConfig, judge, nearness, rewards
+from diff_oracle.nla.reward import Judged, RewardConfig, judge, nearness, rewards, worth
 from diff_oracle.tasks.claims import NO_CHANGE, Claim
 from diff_oracle.tasks.truth import Measured
 from tests.tasks.made import VOCABULARY
@@ -32,7 +32,11 @@ def test_an_explanation_is_taken_apart() -> None:
         assert found.claims == claims
         assert found.read == (true if gated else claims)
         assert found.false == (Claim("raises", B), Claim("skipped", NO_CHANGE))
-        assert (found.num_true, found.num_quoted, found.quotes, found.failed) == (2, 2, 0.5, False)
+        assert found.quoted == (Claim("raises", B), Claim("lowers", B))
+        assert (found.num_true, found.quotes, found.failed) == (2, 0.5, False)
+        some = found.of({Claim("raises", B), None}, 4)
+        assert (some.claims, some.quoted, some.false) == ((Claim("raises", B),),) * 3
+        assert (some.read, some.num_tokens) == (() if gated else some.claims, 4)
 
 
 @pytest.mark.parametrize(
@@ -42,29 +46,35 @@ def test_an_explanation_is_taken_apart() -> None:
         ("no claim at all\nnor here", False, True),
         (said(Claim("raises", A)), True, True),
         (said(Claim("raises", A)), False, False),
-        (said(Claim("raises", C)), False, False),  # false, but an explanation
+        (said(Claim("raises", C)), False, True),  # false: nothing is read
+        (said(Claim("raises", C), Claim("raises", A)), False, False),
     ],
 )
 def test_what_fails(text: str, cut_off: bool, failed: bool) -> None:
     one = [judged(text, cut_off, truth_gated=True)]
     assert one[0].failed == failed
-    value = rewards(one, np.array([[1.0, 1.0]]), np.array([[1.0, 1.0]]), RewardConfig(failed=-3.0))
-    assert value[0] == pytest.approx(-3.0 if failed else 0.0)
+    value = worth(one, np.array([[1.0, 1.0]]), np.array([[1.0, 1.0]]), RewardConfig())
+    assert rewards(one, value, -3.0)[0] == pytest.approx(-3.0 if failed else 0.0)
+    assert rewards(one, value - 9, -3.0)[0] == -3.0  # nothing is worth less than what failed
+
+
+def test_false_claims_that_are_read_are_an_explanation() -> None:
+    assert not judged(said(Claim("raises", C))).failed
 
 
 def test_rewards_by_hand() -> None:
     three = [judged(said(Claim("raises", A), Claim("lowers", B)))] * 3
     rebuilt = np.array([[2.0, 0.0], [0.0, 0.1], [0.0, -5.0]])  # at 0, 90 and 180 degrees to (1, 0), at 90, 0, 180 to …
     right, wrong = np.array([[1.0, 0.0]] * 3), np.array([[0.0, 1.0]] * 3)
-    np.testing.assert_allclose(rewards(three, rebuilt, right, RewardConfig()), [0, -2, -2], atol=1e-12)
-    logs = rewards(three, rebuilt, right, RewardConfig(measure="log_nmse"))
+    np.testing.assert_allclose(worth(three, rebuilt, right, RewardConfig()), [0, -2, -2], atol=1e-12)
+    logs = worth(three, rebuilt, right, RewardConfig(measure="log_nmse"))
     np.testing.assert_allclose(logs, [-math.log(1e-6), -math.log(2), -math.log(2)])
-    contrast = rewards(three, rebuilt, right, RewardConfig(contrastive=1.0), wrong)
+    contrast = worth(three, rebuilt, right, RewardConfig(contrastive=1.0), wrong)
     np.testing.assert_allclose(contrast, [0 + 2, -2 - 0, -2 + 4], atol=1e-12)
-    less = rewards(three, rebuilt, right, RewardConfig(length_penalty=0.01, quote_penalty=0.3))
+    less = worth(three, rebuilt, right, RewardConfig(length_penalty=0.01, quote_penalty=0.3))
     np.testing.assert_allclose(less, np.array([0, -2, -2]) - 0.09 - 0.15, atol=1e-12)
     half_true = [judged(said(Claim("raises", A), Claim("raises", B)))] * 3
-    less = rewards(half_true, rebuilt, right, RewardConfig(false_penalty=0.2))
+    less = worth(half_true, rebuilt, right, RewardConfig(false_penalty=0.2))
     np.testing.assert_allclose(less, np.array([0, -2, -2]) - 0.2, atol=1e-12)
 
 
@@ -82,4 +92,4 @@ def test_what_cannot_be_done_is_said() -> None:
     with pytest.raises(ValueError, match=r"rl.reward.length_penalty must be at least 0, got -1.0"):
         RewardConfig(length_penalty=-1.0)
     with pytest.raises(ValueError, match="needs a wrong diff"):
-        rewards([judged("")], np.ones((1, 2)), np.ones((1, 2)), RewardConfig(contrastive=1.0))
+        worth([judged("")], np.ones((1, 2)), np.ones((1, 2)), RewardConfig(contrastive=1.0))

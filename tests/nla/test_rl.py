@@ -66,11 +66,13 @@ def rows() -> tuple[Rows, Rows]:
     return tuple(Rows(*(v[part] for v in vars(all_rows).values())) for part in (slice(0, 16), slice(16, 20)))  # type: ignore[return-value]
 
 
-def made(run_dir: Path, **config: Any) -> tuple[ReinforcementLearning, DiffNLA]:
+def made(run_dir: Path, floor: bool = False, **config: Any) -> tuple[ReinforcementLearning, DiffNLA]:
     """A run on a random pair; explanations of a random model are no claims, so that a fixed one stands in for them."""
     torch.manual_seed(1)
     ar = Reconstructor.create(BASE, ReconstructorConfig(lora=LoraOptions(rank=4, alpha=4.0))).eval()
     pair, (train, select) = DiffNLA(fresh_oracle(), ar, NAMED), rows()
+    if floor:
+        ar.fit_floor(train, select, (train.gold, select.gold))
     settings = RlConfig(**{**SHORT, "stop": NEVER, **config})
     run = ReinforcementLearning(
         pair,
@@ -87,7 +89,7 @@ def made(run_dir: Path, **config: Any) -> tuple[ReinforcementLearning, DiffNLA]:
 
     def judged(samples: Any, records: Any) -> list[Judged]:
         """All but the last sample are explanations."""
-        return [Judged(claim * (i < len(samples) - 1), claim * (i < len(samples) - 1), n + int(ids[0]) % 7, False, 0, 0)
+        return [Judged(*[claim * (i < len(samples) - 1)] * 2, (), (), n + int(ids[0]) % 7, False)
                 for i, (ids, n) in enumerate(zip(samples.ids, samples.lengths.tolist(), strict=True))]  # fmt: skip
 
     run._steps._judge = judged  # type: ignore[method-assign]
@@ -156,16 +158,15 @@ def test_what_an_arm_moves(arm: str, tmp_path: Path) -> None:
 
 def test_lines_are_credited_where_the_reconstructor_has_a_floor(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it has none \(ar.floor\): choose rl.credit=answer"):
-        made(tmp_path / "none", credit="lines")[0].fit()
-    run, pair = made(tmp_path / "fitted", credit="lines", steps=1, updates=UpdateConfig(learning_rate=1e-2, kl=0.0))
-    train, select = rows()
-    pair.ar.fit_floor(train, select, (train.gold, select.gold))
+        made(tmp_path / "none", credit="lines")
+    made(tmp_path / "arm", credit="lines", arm="frozen_av")  # credits nothing
+    once = UpdateConfig(learning_rate=1e-2, kl=0.0)
+    run, pair = made(tmp_path / "fitted", True, credit="lines", steps=1, updates=once)
     before = weights(pair)
     run._checkpoints.keep = lambda steps: None  # type: ignore[method-assign]
     run.fit()
     run._load(run._checkpoints.path(1))
-    # No line of a random model is a claim, so that all lines, to go on and to end earn the same: nothing is learned.
-    assert {name[:2] for name, value in weights(pair).items() if not torch.equal(value, before[name])} == {"ar"}
+    assert {name[:2] for name, value in weights(pair).items() if not torch.equal(value, before[name])} == {"av", "ar"}
 
 
 def test_it_ends_in_the_best_state(tmp_path: Path) -> None:
@@ -243,9 +244,9 @@ def test_a_degenerate_run_says_why() -> None:
 def test_health_by_hand() -> None:
     a, b = Claim("raises", 500), Claim("lowers", 501)
     some = [
-        Judged((a, b), (a,), 10, False, 1, 2),
-        Judged((a, b), (a, b), 20, True, 2, 0),
-        Judged((), (), 3, False, 0, 0),
+        Judged((a, b), (a,), (b,), (a, b), 10, False),
+        Judged((a, b), (a, b), (), (), 20, True),
+        Judged((), (), (), (), 3, False),
     ]
     shares = {"failed": 2 / 3, "cut_off": 1 / 3, "distinct": 2 / 3, "quotes": 0.5, "true_claims": 0.75}
     assert explanation_health(some) == pytest.approx({"length": 11, "claims": 4 / 3, **shares})
