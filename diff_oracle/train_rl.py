@@ -63,7 +63,7 @@ class TrainRlConfig:
 
 
 def run(config: TrainRlConfig) -> float | None:
-    """Measures, trains, measures, writes; returns the gain in FVE on split `test` over the pair as it began.
+    """Measures, trains, measures, writes; returns the gain in FVE on split `select` over the pair as it began.
 
     Of several processes the first does all but the training by itself; the others return None.
     """
@@ -79,11 +79,14 @@ def run(config: TrainRlConfig) -> float | None:
         raise ValueError(f"nla={config.nla} has no transformer that reads: train one with diff_oracle.train_ar")
     bench = _Bench(config, source, device)
     started = time.monotonic()
+    learning = bench.learning(run_dir)
     if processes.is_main_process:
+        if not learning.begun:  # what another run may have left here
+            for left in (HELD_OUT, HELD_OUT_BEFORE):
+                (run_dir / left).unlink(missing_ok=True)
         before = bench.measure(run_dir, LADDER_BEFORE, HELD_OUT_BEFORE)
     wait()
     measured_at = time.monotonic()
-    learning = bench.learning(run_dir)
     learning.fit()
     trained_at = time.monotonic()
     if not processes.is_main_process:
@@ -114,7 +117,7 @@ def run(config: TrainRlConfig) -> float | None:
     Checkpoints(run_dir / CHECKPOINTS).delete()
     print_ladder(json.loads((run_dir / LADDER).read_text()))
     _report(found, learning)
-    return found["fve"].value
+    return learning.gain
 
 
 class _Bench:

@@ -85,11 +85,11 @@ def test_a_killed_run_does_not_measure_again_and_arms_are_compared(
         train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
     assert (made / "arm" / "ladder_before.json").is_file()
     assert not (made / "arm" / "run.json").exists()
-    (made / "arm" / "ladder_before.json").write_text("[]")  # if it were measured again, this would go
+    for left in ("held_out.json", "held_out_before.json"):  # of a run that ended before its first step
+        (made / "arm" / left).write_text("[]")
     monkeypatch.setattr(ReinforcementLearning, "fit", fit)
     train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
-    assert read(made / "arm" / "ladder_before.json") == []
-    (made / "arm" / "ladder_before.json").write_text((made / "rl" / "ladder_before.json").read_text())
+    assert read(made / "arm" / "held_out_before.json") == read(made / "pair" / "held_out.json")
     result = to_result(load_arms([made / "rl", made / "arm"]))
     gained = {(row["arm"], row["over"]): row["value"] for row in result["gains"] if row["metric"] == "fve"}
     difference = gained["frozen_av", BEGAN] - gained["rl", BEGAN]
@@ -122,6 +122,10 @@ def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
         train_rl.run(config(made, "rl"))
     with pytest.raises(ValueError, match=r"is no finished run of diff_oracle.train_rl: it has no run.json, held_out"):
         load_arms([tmp_path])
+    shutil.copytree(made / "rl", tmp_path / "other")
+    shutil.copy(made / "rl" / "held_out.json", tmp_path / "other" / "held_out_before.json")
+    with pytest.raises(ValueError, match="other began with another pair than"):
+        load_arms([made / "rl", tmp_path / "other"])
     shutil.copytree(made / "pair", tmp_path / "pair")
     shutil.rmtree(tmp_path / "pair" / "nla")  # as reader=bag_of_words leaves it
     with pytest.raises(ValueError, match="has no transformer that reads"):

@@ -68,12 +68,15 @@ def load_arms(folders: Sequence[Path]) -> list[Arm]:
     """Reads finished runs.
 
     Raises:
-        ValueError: A folder holds no finished run of reinforcement learning.
+        ValueError: A folder holds no finished run of reinforcement learning, or they did not begin with one pair.
     """
     for folder in folders:
         if missing := [name for name in ("run.json", HELD_OUT, HELD_OUT_BEFORE) if not (folder / name).is_file()]:
             raise ValueError(f"{folder} is no finished run of diff_oracle.train_rl: it has no {', '.join(missing)}")
     arms = [_load(folder) for folder in folders]
+    for arm, folder in zip(arms, folders, strict=True):
+        if arm.held_out[0] != arms[0].held_out[0]:
+            raise ValueError(f"{folder} began with another pair than {folders[0]}: compare runs of one nla=RUN")
     names = [arm.name for arm in arms]
     return [
         replace(arm, name=f"{arm.name} ({folder.name})") if names.count(arm.name) > 1 else arm

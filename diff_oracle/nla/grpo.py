@@ -6,6 +6,7 @@ Of the group of samples i of one diff, with rewards r_i:
     ratio ρ_t     = π(token t) / π_sampling(token t)
     loss_t        = −min(ρ_t A, clip(ρ_t, 1 − ε, 1 + ε) A) + β · k3_t
     k3_t          = e^{d} − d − 1, d = log π_ref − log π        an estimate of KL(π ‖ π_ref) that is never negative
+                                                            (as a loss, its gradient is that of KL(π_ref ‖ π))
 
 What is minimised is the mean over all sampled tokens of an update, so that a long answer's tokens weigh as much as a
 short one's.

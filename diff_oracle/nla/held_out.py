@@ -81,7 +81,7 @@ class HeldOut:
             error=error([j.claims for j in judged]),
             error_of_true=error([j.read for j in judged]),
             true_claims=[j.num_true / max(1, len(j.claims)) for j in judged],
-            failed=[float(j.failed) for j in judged],
+            failed=[float(j.cut_off or not j.claims) for j in judged],
         )
 
     @property

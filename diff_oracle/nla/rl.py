@@ -95,6 +95,17 @@ class ReinforcementLearning:
         self.stopped: str | None = None
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self._checkpoints.last() is not None
+
+    @property
+    def gain(self) -> float:
+        """What the best state has over the first, in FVE on `select`."""
+        found = [line[METRIC] for line in self.lines if METRIC in line]
+        return float(max(found) - found[0])
+
+    @property
     def best_step(self) -> int:
         """After which step the pair was best on `select`; of equal ones the latest."""
         return int(max((line[METRIC], line["step"]) for line in self.lines if METRIC in line)[1])
