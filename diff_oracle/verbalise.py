@@ -43,6 +43,7 @@ def run(config: VerbaliseConfig) -> None:
     """Builds, fits, writes, prints."""
     assert config.run_dir is not None  # the command sets it
     started, run_dir, device = time.monotonic(), Path(config.run_dir), pick_device(config.device)
+    made_by = provenance(device)  # now: by the end, another commit may be checked out
     named = [t.config for t in make_tasks(config.tasks) if isinstance(t.config, ExplanationConfig)]
     dataset_dir = build(config)
     subject = Subject(load_hf_model(config.model, device))
@@ -52,7 +53,7 @@ def run(config: VerbaliseConfig) -> None:
     lines = list(score_sites(dataset, explained, subject, vocabulary, config.resamples, config.seed))
     (run_dir / "sites.json").write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
     draw_sites(lines, subject.identity.name).savefig(run_dir / "sites.png", dpi=110)
-    about = provenance(device) | {"seconds": time.monotonic() - started, "config": asdict(config)}
+    about = made_by | {"seconds": time.monotonic() - started, "config": asdict(config)}
     (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
     _print(lines)
 
