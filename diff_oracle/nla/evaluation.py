@@ -150,11 +150,11 @@ def evaluate_pair(
     means = Means.of(train.sites, train.target)
     ladder = Ladder(test, means, truth, config.resamples, seed)
     logger.info("explaining %d rows", len(test))
-    texts = explain(av, test.records, named)
-    parsed = [parse(text, av.vocabulary) for text in texts]
+    answers = explain(av, test.records, named)
+    parsed = [parse(answer.text, av.vocabulary) for answer in answers]
     said: list[Claims] = [p.claims for p in parsed]
-    blind_texts = explain(av, test.records, named, from_text=True)
-    from_text: list[Claims] = [parse(text, av.vocabulary).claims for text in blind_texts]
+    blind = explain(av, test.records, named, from_text=True)
+    from_text: list[Claims] = [parse(answer.text, av.vocabulary).claims for answer in blind]
     prompted: list[Claims] = []
     if config.shots:
         prompted += prompted_explanations(av, train, test.records, config.shots, longest_explanation(named))
@@ -166,7 +166,7 @@ def evaluate_pair(
             ladder.add("text: AR", rebuilt_by(reader, test, [()] * len(test), known))
         else:
             _read_by(ladder, name, reader, known, said, from_text, seed)
-    ladder.health("AV: bag", [len(av.vocabulary.encode((text,))) for text in texts], parsed)
+    ladder.health("AV: bag", [answer.num_tokens for answer in answers], parsed)
     ladder.splice(subject, config.splice_rows, SPLICED)
     best_blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
     gains = ladder.gains([("AV: bag", best_blind), ("AV: AR", best_blind), *GAINS])
@@ -175,7 +175,7 @@ def evaluate_pair(
     if AR in readers:
         residual = readers[AR].config.target == "residual"
         told = before.predict(test.sites, test.before) if residual else np.zeros_like(test.target)
-        held_out = HeldOut.of(DiffNLA(av, readers[AR], named), test, texts, means, truth, told)
+        held_out = HeldOut.of(DiffNLA(av, readers[AR], named), test, answers, means, truth, told)
     return Evaluated(lines, row_examples(ladder, av.vocabulary, parsed), ladder.fve("AV: bag"), held_out)
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from diff_oracle.evaluation.bootstrap import DocumentBootstrap, Estimate
 from diff_oracle.nla.metrics import Means, spread
-from diff_oracle.nla.pair import DiffNLA, as_read, longest_explanation
+from diff_oracle.nla.pair import DiffNLA, as_read
 from diff_oracle.nla.reward import judge
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.nla.rungs import Rebuilt
+from diff_oracle.oracle.model import Generated
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.truth import Measured
@@ -41,14 +42,14 @@ class HeldOut:
     true_claims: list[float]
     """Share of the explanation's claims that are true; 0 where it makes none."""
     failed: list[float]
-    """1 where it makes no claim, or fills all the room it has."""
+    """1 where it makes no claim, or was cut off."""
 
     @classmethod
     def of(
         cls,
         pair: DiffNLA,
         rows: Rows,
-        texts: Sequence[str],
+        answers: Sequence[Generated],
         means: Means,
         truth: Sequence[Measured],
         known: Rebuilt,
@@ -58,16 +59,15 @@ class HeldOut:
         Args:
             pair: The pair.
             rows: Held out.
-            texts: What the pair's oracle says of them.
+            answers: What the pair's oracle says of them.
             means: μ, from the training rows.
             truth: What is true of each row.
             known: What is added to each reconstruction: what the state before tells, or zeros.
         """
-        vocabulary, room = pair.av.vocabulary, longest_explanation(pair.config)
-        lengths = [len(vocabulary.encode((text,))) for text in texts]
+        vocabulary = pair.av.vocabulary
         judged = [
-            judge(text, length, length >= room, record.token_ids, holds, vocabulary, truth_gated=True)
-            for text, length, record, holds in zip(texts, lengths, rows.records, truth, strict=True)
+            judge(a.text, a.num_tokens, a.cut_off, record.token_ids, holds, vocabulary, truth_gated=True)
+            for a, record, holds in zip(answers, rows.records, truth, strict=True)
         ]
 
         def error(read: Sequence[Claims]) -> list[float]:

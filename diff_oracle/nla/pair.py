@@ -14,7 +14,7 @@ from jinja2 import Template
 from diff_oracle import __version__
 from diff_oracle.nla.metrics import cosine
 from diff_oracle.nla.reconstructor import Reconstructor
-from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.model import Generated, Oracle
 from diff_oracle.records import Record
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.model import Subject
@@ -89,7 +89,7 @@ class DiffNLA:
 
     def explain(self, diff: Diff) -> str:
         """What the diff does, one claim a line (`tasks.claims`)."""
-        return explain(self.av, [diff], self.config)[0]
+        return explain(self.av, [diff], self.config)[0].text
 
     def reconstruct(
         self,
@@ -123,10 +123,10 @@ class DiffNLA:
 
 def explain(
     av: Oracle, diffs: Sequence[Diff], config: ExplanationConfig, batch_size: int = 128, from_text: bool = False
-) -> list[str]:
+) -> list[Generated]:
     """The oracle's explanations; `from_text`: of what it makes of the context alone, without the diff."""
     about = av.prompts.with_text if from_text else av.prompts.about
-    return av.generate([about(diff, QUESTION) for diff in diffs], longest_explanation(config), batch_size)
+    return av.answer([about(diff, QUESTION) for diff in diffs], longest_explanation(config), batch_size)
 
 
 def longest_explanation(config: ExplanationConfig) -> int:

@@ -48,8 +48,8 @@ class Selection:
         """FVE of the greedy explanations and of other documents' explanations of the same site; and their health."""
         rows, vocabulary = self._rows, self._pair.av.vocabulary
         self._judged = [
-            judge(text, len(vocabulary.encode((text,))), False, record.token_ids, truth, vocabulary, self._gated)
-            for text, record, truth in zip(
+            judge(a.text, a.num_tokens, a.cut_off, record.token_ids, truth, vocabulary, self._gated)
+            for a, record, truth in zip(
                 explain(self._pair.av, rows.records, self._pair.config), rows.records, self._truth, strict=True
             )
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +38,18 @@ from diff_oracle.oracle.storage import (
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
 from diff_oracle.tasks.text import Text, Vocabulary
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was generated."""
+
+    text: str
+    """As people read it."""
+    num_tokens: int
+    """How long it is, with the token that ends it."""
+    cut_off: bool
+    """Whether there was no more room for that token."""
 
 
 class Oracle(nn.Module):
@@ -115,10 +127,14 @@ class Oracle(nn.Module):
         loss = nn.functional.cross_entropy(logits, targets[labelled])
         return {"loss": loss if num_items_in_batch is None else loss * (labelled.sum() / num_items_in_batch)}
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[str]:
         """Greedy answers, as text; no line says what an earlier one says (`DistinctLines`)."""
-        answers = [""] * len(prompts)
+        return [answer.text for answer in self.answer(prompts, max_new_tokens, batch_size)]
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[Generated]:
+        """The same, with how each ended."""
+        answers = [Generated("", 0, True)] * len(prompts)
         for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
             batch = self._batch([prompts[i] for i in indices])
             distinct = DistinctLines(self.vocabulary.newline[-1], batch["input_ids"].shape[1])
@@ -134,7 +150,9 @@ class Oracle(nn.Module):
                     pad_token_id=self.prompts.eos_id,
                 )
             for i, row in zip(indices, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                answers[i] = self.vocabulary.decode(row)
+                ended = self.prompts.eos_id in row
+                length = row.index(self.prompts.eos_id) + 1 if ended else len(row)
+                answers[i] = Generated(self.vocabulary.decode(row), length, not ended)
         return answers
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.model import Generated, Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.tasks.text import MINUS, token_list
 from tests.helpers import diff_at
@@ -106,6 +106,8 @@ def test_eight_examples_are_learned_by_their_diffs_alone(make_oracle: Callable[.
         optimizer.step()
     expected = [oracle.vocabulary.show(tuple(answer)) for answer in answers]
     assert oracle.generate(prompts, max_new_tokens=3) == expected
+    for room, length, cut_off in ((2, 2, True), (3, 3, False), (4, 3, False)):
+        assert oracle.answer(prompts, room) == [Generated(text, length, cut_off) for text in expected]
     swapped = [Prompt(p.ids, q.vectors) for p, q in zip(prompts, reversed(prompts), strict=True)]
     assert oracle.generate(swapped, max_new_tokens=3) == expected[::-1]
 
