@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,12 +69,11 @@ class SiteRidge:
         x: Float[np.ndarray, "row feature"],
         y: Float[np.ndarray, "row d_model"],
     ) -> None:
-        self._fits = {POOLED: _Fit.of(x, y)}
+        self._all, self._fits = (x, y), {}
         for site, rows in rows_by_site(sites):
             if len(rows) > 1:
                 self._fits[site] = _Fit.of(x[rows], y[rows])
         self._penalties: dict[str, float] = {}
-        self._errors: dict[str, float] = {}
 
     def select(
         self, sites: Sequence[str], x: Float[np.ndarray, "row feature"], y: Float[np.ndarray, "row d_model"]
@@ -81,32 +81,38 @@ class SiteRidge:
         """Sets the penalties whose reconstructions of these rows are nearest; a site without rows has that of all."""
         errors = {}
         for site, rows in rows_by_site(sites):
-            fit = self._fits.get(site, self._fits[POOLED])
+            fit = self._fit(site)
             errors[site] = np.array([np.sum((fit.predict(x[rows], penalty) - y[rows]) ** 2) for penalty in PENALTIES])
         errors[POOLED] = np.sum(list(errors.values()), axis=0)
         self._penalties = {site: PENALTIES[int(of_site.argmin())] for site, of_site in errors.items()}
-        self._errors = {site: float(of_site.min()) for site, of_site in errors.items()}
         return self
-
-    def error(self, site: str) -> float:
-        """The summed squared error on the rows that chose the penalties, of a site; of all where it had none."""
-        return self._errors.get(site, self._errors[POOLED])
 
     def predict(self, sites: Sequence[str], x: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row d_model"]:
         """The reconstructions, in the units of y."""
-        result = np.empty((len(x), self._fits[POOLED].mean_y.shape[0]))
+        result = np.empty((len(x), self._all[1].shape[1]))
         for site, rows in rows_by_site(sites):
-            fit = self._fits.get(site, self._fits[POOLED])
+            fit = self._fit(site)
             result[rows] = fit.predict(x[rows], self._penalty(site))
         return result
 
     def maps(self) -> dict[str, tuple[Float[np.ndarray, "feature d_model"], Float[np.ndarray, "d_model"]]]:
         """W and b of each site, with which y = x W + b is what `predict` gives; under `POOLED` that of all sites."""
         found = {}
-        for site, fit in self._fits.items():
+        for site in [*self._fits, POOLED]:
+            fit = self._fit(site)
             weight = fit.right.T @ (fit.shrunk(self._penalty(site))[:, None] * fit.projected)
             found[site] = weight, fit.mean_y - fit.mean_x @ weight
         return found
+
+    def _fit(self, site: str) -> _Fit:
+        """A site's readout, or that of all sites."""
+        if site not in self._fits:
+            return self._pooled  # fitted when it is first asked for: it is large and seldom needed
+        return self._fits[site]
+
+    @cached_property
+    def _pooled(self) -> _Fit:
+        return _Fit.of(*self._all)
 
     def _penalty(self, site: str) -> float:
         return self._penalties.get(site, self._penalties.get(POOLED, PENALTIES[-1]))

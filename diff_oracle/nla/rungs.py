@@ -19,18 +19,17 @@ from diff_oracle.tasks.text import Vocabulary
 Rebuilt = Float[np.ndarray, "row d_model"]
 DIFF_BLIND = ("site mean", "token mean", "before", "text: AR", "text: explained", "text: prompted")
 """Rungs that never saw the diff."""
-BEFORE_SCALES = (0.3, 1.0, 3.0)
-"""How large the residual before is beside the claims' features: the larger, the less the penalty shrinks it."""
 
 
 class BagReader:
     """The bag-of-words reconstructor: claims in, diffs out; fitted in closed form.
 
     Args:
-        train, select: What is rebuilt; penalties and scales are chosen on `select`, for each site.
+        train, select: What is rebuilt; the penalties are chosen on `select`, for each site.
         claims: What is read of the rows of each.
         features: Claims as vectors.
-        with_before: Reads the residual before beside the claims, in one regression.
+        with_before: Reads the residual before beside the claims, in one regression: its features are scaled to the mean
+            square of theirs, so that one penalty shrinks both alike.
     """
 
     def __init__(
@@ -41,31 +40,19 @@ class BagReader:
         features: ClaimFeatures,
         with_before: bool = False,
     ) -> None:
-        self._features = features
+        self._features, self._scale = features, 0.0
         claimed = [features(of_split) for of_split in claims]
-        size = _rms(claimed[0]) / _rms(train.before)
-        self._scales = [scale * size for scale in BEFORE_SCALES] if with_before else [0.0]
-        self._ridges = []
-        for scale in self._scales:
-            x = [self._x(rows, of_split, scale) for rows, of_split in zip((train, select), claimed, strict=True)]
-            self._ridges.append(SiteRidge(train.sites, x[0], train.target).select(select.sites, x[1], select.target))
+        if with_before:
+            self._scale = float(np.sqrt(np.mean(claimed[0] ** 2) / np.mean(train.before**2)))
+        x = [self._x(rows, of_split) for rows, of_split in zip((train, select), claimed, strict=True)]
+        self._ridge = SiteRidge(train.sites, x[0], train.target).select(select.sites, x[1], select.target)
 
     def __call__(self, rows: Rows, claims: Sequence[Claims]) -> Rebuilt:
         """The reconstructions of rows from claims."""
-        claimed = self._features(claims)
-        rebuilt = [
-            ridge.predict(rows.sites, self._x(rows, claimed, scale))
-            for ridge, scale in zip(self._ridges, self._scales, strict=True)
-        ]
-        best = [int(np.argmin([ridge.error(site) for ridge in self._ridges])) for site in rows.sites]
-        return np.stack(rebuilt)[best, np.arange(len(best))]
+        return self._ridge.predict(rows.sites, self._x(rows, self._features(claims)))
 
-    def _x(self, rows: Rows, claimed: Float[np.ndarray, "row feature"], scale: float) -> Float[np.ndarray, "row both"]:
-        return np.hstack([claimed, scale * rows.before]) if scale else claimed
-
-
-def _rms(values: Float[np.ndarray, "row feature"]) -> float:
-    return float(np.sqrt(np.mean(values**2)))
+    def _x(self, rows: Rows, claimed: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row both"]:
+        return np.hstack([claimed, self._scale * rows.before]) if self._scale else claimed
 
 
 def fit_before(train: Rows, select: Rows) -> SiteRidge:
