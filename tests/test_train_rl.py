@@ -123,7 +123,9 @@ def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no finished run of diff_oracle.train_rl: it has no run.json, held_out"):
         load_arms([tmp_path])
     shutil.copytree(made / "rl", tmp_path / "other")
-    shutil.copy(made / "rl" / "held_out.json", tmp_path / "other" / "held_out_before.json")
+    began = read(made / "rl" / "held_out_before.json")
+    began["error"][0] += 0.1
+    (tmp_path / "other" / "held_out_before.json").write_text(json.dumps(began))
     with pytest.raises(ValueError, match="other began with another pair than"):
         load_arms([made / "rl", tmp_path / "other"])
     shutil.copytree(made / "pair", tmp_path / "pair")
