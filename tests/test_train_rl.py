@@ -11,6 +11,7 @@ from diff_oracle import evaluate, report, train, train_ar, train_rl
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
 from diff_oracle.nla.arms import BEGAN, load_arms, markdown_arms, to_result
+from diff_oracle.nla.evaluation import evaluate_pair
 from diff_oracle.nla.held_out import HeldOut, gains
 from diff_oracle.nla.rl import ReinforcementLearning
 from diff_oracle.report import ReportConfig
@@ -76,7 +77,7 @@ def test_the_result_is_a_pair_that_evaluate_measures_again(made: Path) -> None:
     assert read(made / "again" / "ladder.json") == read(made / "rl" / "ladder.json")
 
 
-def test_a_killed_run_does_not_measure_again_and_arms_are_compared(
+def test_a_killed_run_trusts_its_own_files_alone_and_arms_are_compared(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit = ReinforcementLearning.fit
@@ -88,8 +89,16 @@ def test_a_killed_run_does_not_measure_again_and_arms_are_compared(
     for left in ("held_out.json", "held_out_before.json"):  # of a run that ended before its first step
         (made / "arm" / left).write_text("[]")
     monkeypatch.setattr(ReinforcementLearning, "fit", fit)
-    train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
+    monkeypatch.setattr(train_rl, "evaluate_pair", lambda *parts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_rl.run(config(made, "arm", "rl.arm=frozen_av"))  # trained, and killed before it was measured
     assert read(made / "arm" / "held_out_before.json") == read(made / "pair" / "held_out.json")
+    began = (made / "arm" / "ladder_before.json").read_text()
+    (made / "arm" / "ladder_before.json").write_text("[]")  # if the start were measured again, this would go
+    monkeypatch.setattr(train_rl, "evaluate_pair", evaluate_pair)
+    train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
+    assert read(made / "arm" / "ladder_before.json") == []
+    (made / "arm" / "ladder_before.json").write_text(began)
     result = to_result(load_arms([made / "rl", made / "arm"]))
     gained = {(row["arm"], row["over"]): row["value"] for row in result["gains"] if row["metric"] == "fve"}
     difference = gained["frozen_av", BEGAN] - gained["rl", BEGAN]
