@@ -52,6 +52,7 @@ from diff_oracle.tasks import make_tasks
 from diff_oracle.training.checkpoints import Checkpoints, changes
 from diff_oracle.training.holdout import HoldoutConfig
 from diff_oracle.training.mixture import MixtureConfig
+from diff_oracle.training.precision import bf16_there
 from diff_oracle.training.processes import join_processes, of_first
 from diff_oracle.training.sft import CHECKPOINTS, TrainingConfig, train_oracle
 from diff_oracle.training.trainer import best_step, load_trained
@@ -87,6 +88,8 @@ def run(config: TrainConfig) -> float | None:
     tasks, asked = make_tasks(config.tasks), config.evaluation
     config = replace(config, holdout=config.holdout.with_weightless(config.mixture, tasks))
     processes, device = _join_processes(config)
+    bf16 = bf16_there(config.training.bf16, device, "training.bf16")
+    config = replace(config, training=replace(config.training, bf16=bf16))
     made_by = provenance(device)  # now: by the end, another commit may be checked out
     run_dir = Path(of_first(str(config.run_dir)))  # each process's own clock may have named another one
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)

@@ -40,6 +40,7 @@ from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
 from diff_oracle.training.checkpoints import Checkpoints
+from diff_oracle.training.precision import bf16_there
 from diff_oracle.training.processes import join_processes, of_first, wait
 from diff_oracle.training.sft import CHECKPOINTS
 
@@ -72,6 +73,8 @@ def run(config: TrainRlConfig) -> float | None:
     processes = join_processes(device)
     made_by = provenance(device)  # now: by the end, another commit may be checked out
     run_dir = Path(of_first(config.run_dir))  # each process's own clock may have named another one
+    bf16 = bf16_there(config.rl.updates.bf16, device, "rl.updates.bf16")
+    config = replace(config, rl=replace(config.rl, updates=replace(config.rl.updates, bf16=bf16)))
     if (run_dir / "run.json").is_file():
         raise ValueError(f"{run_dir} holds a finished run: choose another run_dir=, or delete it")
     source = load_pair_run(Path(config.nla), device)

@@ -52,7 +52,8 @@ class UpdateConfig:
     rows_at_once: int = 64
     """Rows in one pass: less memory, the same updates."""
     bf16: bool = False
-    """Sampling and updates in bfloat16 (autocast); what is trained stays in float32."""
+    """Sampling and updates in bfloat16 (autocast); what is trained stays in float32. A CPU that does not compute in
+    bfloat16 takes float32."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "ar_learning_rate", "max_grad_norm", "clip"):

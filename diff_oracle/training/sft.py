@@ -46,7 +46,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     bf16: bool = False
-    """Matrix products of training in bfloat16 (autocast); weights and updates stay in float32."""
+    """Matrix products of training in bfloat16 (autocast); weights and updates stay in float32. A CPU that does not
+    compute in bfloat16 takes float32."""
     base_dtype: str | None = None
     """Precision of the weights that are not trained, float32 or bfloat16: as the subject's (`model.dtype`) where it is
     not given. What is trained is float32 either way."""
