@@ -168,7 +168,7 @@ def _show_sweep(result: dict[str, Any]) -> str:
         lines.append([*(values[i] for values in comparison.settings.values()), f"{seconds.value or 0:.0f}", *shown])
     if len(questions) > len(runs):  # a long table is easier to read than a wide one
         lines = [list(column) for column in zip(*lines, strict=True)]
-    caption = "The score of the right diff, and below it the gap to the hardest control, each with its 95 % interval:"
+    caption = "The score of the right diff; below it the gap to the hardest control, of how many. With 95 % intervals:"
     return f"{_origin(result)}\n\n{caption}\n\n{markdown(lines)}"
 
 

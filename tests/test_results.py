@@ -105,7 +105,7 @@ def test_a_sweep_is_one_table(root: Path) -> None:
     assert "| steps | seed | train (s) | logit_lens: promoted | logit_lens: promoted, held-out heads |" in readme
     for steps, seed, matched, gap, held_out in ((200, 0, 0.5, 0.4, 0.3), (200, 1, 0.4, 0.3, 0.2)):
         scores = [
-            f"{matched:.3f} [0.100, 0.900]<br>{above:.3f} [0.100, 0.900] to shuffled: read from the diff"
+            f"{matched:.3f} [0.100, 0.900]<br>{above:.3f} [0.100, 0.900] to shuffled of 1: read from the diff"
             for above in (gap, held_out)
         ]
         assert f"| {steps} | {seed} | 61 | {' | '.join(scores)} |" in readme

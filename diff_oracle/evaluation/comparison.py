@@ -57,11 +57,13 @@ class Comparison:
         return _column([(float(row["value"]), _interval(row)) if row else None for row in rows])
 
     def gap(self, question: str) -> list[Cell]:
-        """How far that is above the hardest control in each run, with the verdict."""
+        """How far that is above the hardest control in each run, with the verdict and how many controls decide it."""
         cells: list[tuple[float, str] | None] = []
         for part in self.questions[question]:
             gap = part.gaps.get(part.hardest or "") if part else None
-            shown = f"{_interval(gap)} to {part.hardest}: {part.verdict}" if part and gap else ""
+            shown = ""
+            if part and gap:
+                shown = f"{_interval(gap)} to {part.hardest} of {len(part.deciding)}: {part.verdict}"
             cells.append((float(gap["value"]), shown) if gap else None)
         return _column(cells)
 

@@ -37,6 +37,7 @@ from diff_oracle.oracle.storage import (
 )
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
+from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.text import Text, Vocabulary
 
 
@@ -162,8 +163,10 @@ class Oracle(nn.Module):
         """For each prompt, the log-probability that the answer begins with each choice's first token.
 
         Raises:
-            ValueError: Two choices begin with the same token.
+            ValueError: There is no choice, one is empty, or two begin with the same token.
         """
+        if any(not options or not all(self.vocabulary.encode(choice) for choice in options) for options in choices):
+            raise ValueError("there is nothing to choose: every question takes some choices, and none may be empty")
         firsts = [[self.vocabulary.encode(choice)[0] for choice in options] for options in choices]
         for options, ids in zip(choices, firsts, strict=True):
             if len(set(ids)) < len(ids):
@@ -185,18 +188,29 @@ class Oracle(nn.Module):
         return result
 
     def ask(self, diff: Diff, question: str, max_new_tokens: int = 32) -> str:
-        """The answer to a question of one's own about a diff: a row of a dataset, or one of `diffs_of_text`."""
-        return self.generate([self.prompts.about(diff, (question,))], max_new_tokens)[0]
+        """The answer to a question of one's own about a diff: a row of a dataset, or one of `diffs_of_text`.
+
+        Raises:
+            ValueError: It is no diff of the oracle's model.
+        """
+        return self.generate([self._asked(diff, question)], max_new_tokens)[0]
 
     def choose(self, diff: Diff, question: str, choices: Sequence[str]) -> dict[str, float]:
         """How likely the oracle finds each choice, among them.
 
         Raises:
-            ValueError: Two choices begin with the same token.
+            ValueError: It is no diff of the oracle's model; there is no choice, one is empty, or two begin with the
+                same token.
         """
-        prompt = self.prompts.about(diff, (question,))
+        if isinstance(choices, str):
+            raise ValueError(f"choices are a list of texts, got one text: {choices!r}")
+        prompt = self._asked(diff, question)
         scores = self.choice_log_probs([prompt], [[(choice,) for choice in choices]])[0]
         return dict(zip(choices, scores.softmax(-1).tolist(), strict=True))
+
+    def _asked(self, diff: Diff, question: str) -> Prompt:
+        DiffSite.parse(diff.site).check(self.identity.n_layers, self.identity.n_heads)
+        return self.prompts.about(diff, (question,))
 
     def _batch(self, prompts: Sequence[Prompt]) -> Batch:
         batch = self.prompts.collate(prompts)

@@ -139,10 +139,18 @@ class PromptBuilder:
             diff: Its site and size are said, and what `injection.input` names is injected.
             question: What is asked.
             instead: [d_model], injected in place of the diff itself; all else stays as it is.
+
+        Raises:
+            ValueError: A vector is not as wide as the model, or not finite.
         """
         if not self.num_inputs:
             return self.with_text(diff, question)
         vectors = self.injection.vectors(diff.diff if instead is None else instead, diff.before)
+        if vectors.shape[1] != self.d_model or not np.isfinite(vectors).all() or not np.isfinite(diff.relative_size):
+            raise ValueError(
+                f"the vectors of {diff.site} at position {diff.position} cannot be injected: expected {self.d_model} "
+                f"finite numbers, got {vectors.shape[1]}, of which {int(np.isfinite(vectors[0]).sum())} are finite"
+            )
         return self._frame((*self._heading(diff), ":", *(self.slot_id,) * self.num_slots, "\n"), question, vectors)
 
     def with_text(self, diff: Diff, question: Text) -> Prompt:

@@ -117,7 +117,8 @@ def read_sidecar(folder: Path) -> Sidecar:
     """
     file = folder / SIDECAR
     if not file.is_file():
-        raise ValueError(f"{folder} holds no oracle: it has no {SIDECAR}")
+        inside = f"; did you mean {folder / 'oracle'}?" if (folder / "oracle" / SIDECAR).is_file() else ""
+        raise ValueError(f"{folder} holds no oracle: it has no {SIDECAR}{inside}")
     try:
         content = json.loads(file.read_text())
         if content["format_version"] != FORMAT_VERSION:

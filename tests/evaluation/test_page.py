@@ -129,13 +129,13 @@ def test_runs_side_by_side(several: Page) -> None:
     assert second == ["matched", "gap to the hardest control"] * 2
     assert lines == [
         ["0", "0.1", "", "61", "0.500",
-         "0.812 [0.762, 0.862]", "0.261 [0.211, 0.311] to site_prior: read from the diff",
-         "0.600 [0.550, 0.650]", "0.020 [-0.030, 0.070] to site_prior: not shown"],
+         "0.812 [0.762, 0.862]", "0.261 [0.211, 0.311] to site_prior of 2: read from the diff",
+         "0.600 [0.550, 0.650]", "0.020 [-0.030, 0.070] to site_prior of 2: not shown"],
         ["1", "0.2", "", "61", "",
-         "★best: 0.900 [0.850, 0.950]", "★best: 0.400 [0.350, 0.450] to site_prior: read from the diff", "", ""],
+         "★best: 0.900 [0.850, 0.950]", "★best: 0.400 [0.350, 0.450] to site_prior of 2: read from the diff", "", ""],
         ["3", "0.1", "[1, 2]", "61", "0.500",
-         "0.812 [0.762, 0.862]", "0.261 [0.211, 0.311] to site_prior: read from the diff",
-         "0.600 [0.550, 0.650]", "0.020 [-0.030, 0.070] to site_prior: not shown"],
+         "0.812 [0.762, 0.862]", "0.261 [0.211, 0.311] to site_prior of 2: read from the diff",
+         "0.600 [0.550, 0.650]", "0.020 [-0.030, 0.070] to site_prior of 2: not shown"],
     ]  # fmt: skip
 
 

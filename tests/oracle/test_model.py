@@ -122,3 +122,24 @@ def test_choices_are_scored_by_the_next_token(make_oracle: Callable[..., Oracle]
     torch.testing.assert_close(scores[1], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="told apart by their first token"):
         oracle.choice_log_probs(prompts[:1], [[(300, 5), (300, 6)]])
+
+
+def test_what_is_no_diff_of_the_model_is_refused(make_oracle: Callable[..., Oracle]) -> None:
+    oracle = make_oracle()
+    width = oracle.identity.d_model
+    for vector in (np.ones(width + 1, np.float32), np.full(width, np.nan, np.float32)):
+        with pytest.raises(ValueError, match=f"cannot be injected: expected {width} finite numbers"):
+            oracle.ask(diff_at("L0", vector), "More likely?")
+    with pytest.raises(ValueError, match="L40H0"):
+        oracle.ask(diff_at("L40H0", np.ones(width, np.float32)), "More likely?")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"), [([], "nothing to choose"), (["", "yes"], "none may be empty"), ("yes", "got one text")]
+)
+def test_choices_that_are_none_are_refused(
+    make_oracle: Callable[..., Oracle], choices: list[str], message: str
+) -> None:
+    oracle = make_oracle()
+    with pytest.raises(ValueError, match=message):
+        oracle.choose(diff_at("L0", np.ones(oracle.identity.d_model, np.float32)), "Which?", choices)

@@ -45,6 +45,8 @@ def test_another_base_model_and_an_empty_folder_are_refused(make_oracle: Callabl
         Oracle.from_pretrained(tmp_path / "oracle", base=SubjectConfig(source="random", architecture="qwen3"))
     with pytest.raises(ValueError, match="holds no oracle"):
         Oracle.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=f"did you mean {tmp_path / 'oracle'}"):
+        Oracle.from_pretrained(tmp_path)  # a run directory
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_refused(
