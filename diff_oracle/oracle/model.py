@@ -33,6 +33,7 @@ from diff_oracle.oracle.storage import (
     portable,
     read_sidecar,
     run_folder,
+    saved_scores,
     write_oracle,
 )
 from diff_oracle.subject.capture import Diff
@@ -62,6 +63,7 @@ class Oracle(nn.Module):
         prompts: Writes and collates prompts.
         vocabulary: Tokens as text.
         identity: The base model's identity, which a dataset's subject must equal.
+        scores: The table of the card that it was loaded with, in Markdown; goes to the hub with it.
     """
 
     accepts_loss_kwargs = True  # tells Trainer that `forward` takes num_items_in_batch
@@ -71,7 +73,7 @@ class Oracle(nn.Module):
     ) -> None:
         """On a loaded model, with a fresh adapter or one read from `adapter`; see `create` and `from_pretrained`."""
         super().__init__()
-        self.base, self.config, self.identity = base, config, loaded.identity
+        self.base, self.config, self.identity, self.scores = base, config, loaded.identity, ""
         self.vocabulary = Vocabulary(loaded.tokenizer, loaded.identity.vocab_size)
         self.prompts = PromptBuilder(self.vocabulary, config.prompt, config.injection, loaded.identity.d_model)
         self.injector = INJECTORS[config.injection.kind](config.injection, loaded.model).to(loaded.model.device)
@@ -231,13 +233,13 @@ class Oracle(nn.Module):
         sidecar = Sidecar(replace(self.base, path=path), self.identity.to_dict(), self.config)
         write_oracle(Path(folder), sidecar, self.lm, self.injector, scores=scores)
 
-    def push_to_hub(self, repo_id: str, private: bool = False, scores: str = "") -> str:
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """Uploads what `save` writes, without paths of this machine, to the Hugging Face hub; returns its address."""
         sidecar = portable(Sidecar(self.base, self.identity.to_dict(), self.config))
         api = HfApi()
         address = str(api.create_repo(repo_id, private=private, exist_ok=True))
         with TemporaryDirectory() as scratch:
-            write_oracle(Path(scratch) / "oracle", sidecar, self.lm, self.injector, repo_id, scores)
+            write_oracle(Path(scratch) / "oracle", sidecar, self.lm, self.injector, repo_id, self.scores)
             api.upload_folder(repo_id=repo_id, folder_path=Path(scratch) / "oracle")
         return address
 
@@ -279,6 +281,7 @@ class Oracle(nn.Module):
                 )
         oracle = cls(loaded, base, sidecar.config, adapter=folder / ADAPTER)
         oracle.injector.load_state_dict(load_file(folder / INJECTOR))
+        oracle.scores = saved_scores(folder)
         return oracle.eval()
 
 

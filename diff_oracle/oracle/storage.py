@@ -142,6 +142,13 @@ def read_sidecar(folder: Path) -> Sidecar:
     return sidecar
 
 
+def saved_scores(folder: Path) -> str:
+    """The table on an oracle's card; empty where there is none."""
+    card = folder / CARD
+    _, _, below = (card.read_text(encoding="utf-8") if card.is_file() else "").partition("\n## Scores\n\n")
+    return below.partition("\n\n")[2].strip()  # behind the paragraph that says how to read it
+
+
 def run_folder(name: str | Path) -> Path:
     """A run directory, or that of the oracle that comes with the package where `tiny` is no folder here."""
     return TINY_RUN if str(name) == TINY and not Path(name).exists() else Path(name)

@@ -160,7 +160,10 @@ def test_nothing_of_this_machine_goes_to_the_hub_and_it_comes_back(
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    assert oracle.push_to_hub("someone/oracle") == "https://hub/someone/oracle"
+    oracle.save(tmp_path / "oracle", scores="| a | table |\n\n| and | one |")
+    saved = Oracle.from_pretrained(tmp_path / "oracle")
+    assert saved.push_to_hub("someone/oracle") == "https://hub/someone/oracle"
+    assert ModelCard.load(uploaded / "README.md").text.rstrip().endswith("| a | table |\n\n| and | one |")
     for file in uploaded.rglob("*.*"):
         assert str(tmp_path).encode() not in file.read_bytes()
     monkeypatch.setattr(oracle_model, "snapshot_download", lambda repo_id: {"someone/oracle": str(uploaded)}[repo_id])
