@@ -94,13 +94,14 @@ def run(config: TrainConfig) -> float | None:
     run_dir = Path(of_first(str(config.run_dir)))  # each process's own clock may have named another one
     checkpoints = Checkpoints(run_dir / CHECKPOINTS)
     settings: dict[str, Any] = {"config": _settings(asdict(config))}
+    of_training: dict[str, Any] = {"config": _of_training(settings["config"])}
     finished = _finished(run_dir, settings)
-    checkpoints.refuse_others(settings)
+    checkpoints.refuse_others(of_training)
     oracle = _fresh_oracle(config)
     config.holdout.check(oracle.identity.n_layers, oracle.identity.n_heads, list(config.tasks), config.sites.names)
     started = time.monotonic()
     dataset_dir = _build(config, processes)
-    settings["dataset"] = dataset_dir.name
+    settings["dataset"] = of_training["dataset"] = dataset_dir.name
     if finished and (finished := _finished(run_dir, settings)):
         if processes.is_main_process:
             checkpoints.delete()  # where it was killed just before that
@@ -114,10 +115,10 @@ def run(config: TrainConfig) -> float | None:
     for split in ("select", "test"):  # what evaluation needs must be there before time is spent on training
         asked_of = dataset.split(split)
         list(asked_rows(asked_of, tasks, 1, config.seed, config.holdout.trained(asked_of.sites)))
-    checkpoints.refuse_others(settings)
+    checkpoints.refuse_others(of_training)
     processes.wait_for_everyone()
     if processes.is_main_process:
-        _begin(run_dir, checkpoints, settings, config.training.steps)
+        _begin(run_dir, checkpoints, of_training, config.training.steps)
     train_rows = dataset.split("train")
     trained_tasks = [task for task in tasks if task.name not in config.holdout.tasks]
 
@@ -186,9 +187,15 @@ def _join_processes(config: TrainConfig) -> tuple[PartialState, str]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training must not change when it goes on."""
+    """What a run's results depend on."""
     places = ("run_dir", "data_dir", "device", "shard")
     return {name: value for name, value in config.items() if name not in places}
+
+
+def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training must not change when it goes on: what is asked on split `test`, once it has ended, may change."""
+    asked = {name: settings["evaluation"][name] for name in ("curve_rows", "selection_rows")}
+    return {**settings, "evaluation": asked}
 
 
 def _finished(run_dir: Path, settings: dict[str, Any]) -> Run | None:

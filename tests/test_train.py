@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from diff_oracle import evaluate, train
 from diff_oracle.cli import compose
 from diff_oracle.evaluation.metrics import selection_metric
 from diff_oracle.oracle import storage
-from diff_oracle.train import TrainConfig, run
+from diff_oracle.train import TrainConfig, _of_training, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -151,6 +152,19 @@ def test_a_training_with_other_settings_is_refused_before_the_dataset_is_built(t
     with pytest.raises(ValueError, match="holds an unfinished training with other settings: .*seed 1 .now 0."):
         run(compose("train", TrainConfig, ["+task=logit_lens", *places]))
     assert not (tmp_path / "data").exists() and unfinished.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "another"),
+    [
+        (["evaluation.num_rows=7", "evaluation.controls=[shuffled]"], False),
+        (["evaluation.curve_rows=7"], True),
+        (["training.steps=7"], True),
+    ],
+)
+def test_only_what_is_asked_behind_the_training_may_change_when_it_goes_on(changed: list[str], another: bool) -> None:
+    began, now = (asdict(compose("train", TrainConfig, ["+task=logit_lens", *more])) for more in ([], changed))
+    assert (_of_training(began) != _of_training(now)) is another
 
 
 def test_accelerate_that_started_one_process_of_several_is_noticed(
