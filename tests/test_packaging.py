@@ -51,6 +51,7 @@ def test_wheel_holds_what_the_repository_holds(wheel: Path) -> None:
     assert packed == (
         tracked("diff_oracle", "*.py")
         | tracked("diff_oracle", "*.j2")
+        | {"diff_oracle/py.typed"}
         | tracked("diff_oracle/assets", "*")
         | tracked("data_gen", "*.py")
         | {f"diff_oracle/{name}" for name in tracked("conf", "*")}
