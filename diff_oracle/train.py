@@ -194,7 +194,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a training must not change when it goes on: what is asked on split `test`, once it has ended, may change."""
-    asked = {name: settings["evaluation"][name] for name in ("curve_rows", "selection_rows")}
+    asked = {name: settings["evaluation"][name] for name in ("curve_rows", "selection_rows", "batch_size")}
     return {**settings, "evaluation": asked}
 
 

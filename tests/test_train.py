@@ -159,6 +159,7 @@ def test_a_training_with_other_settings_is_refused_before_the_dataset_is_built(t
     [
         (["evaluation.num_rows=7", "evaluation.controls=[shuffled]"], False),
         (["evaluation.curve_rows=7"], True),
+        (["evaluation.batch_size=7"], True),  # of the learning curve, too
         (["training.steps=7"], True),
     ],
 )

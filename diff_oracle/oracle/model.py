@@ -167,9 +167,10 @@ class Oracle(nn.Module):
         Raises:
             ValueError: There is no choice, one is empty, or two begin with the same token.
         """
-        if any(not options or not all(self.vocabulary.encode(choice) for choice in options) for options in choices):
+        encoded = [[self.vocabulary.encode(choice) for choice in options] for options in choices]
+        if not all(options and all(options) for options in encoded):
             raise ValueError("there is nothing to choose: every question takes some choices, and none may be empty")
-        firsts = [[self.vocabulary.encode(choice)[0] for choice in options] for options in choices]
+        firsts = [[ids[0] for ids in options] for options in encoded]
         for options, ids in zip(choices, firsts, strict=True):
             if len(set(ids)) < len(ids):
                 shown = ", ".join(repr(self.vocabulary.show(choice)) for choice in options)
