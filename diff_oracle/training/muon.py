@@ -54,7 +54,27 @@ def orthogonal(
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide.bfloat16() if matrix.is_cuda else wide.float()
     x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0]:
+        x = _product_of_steps(x @ x.T, coefficients, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if wide is matrix else x.T
+
+
+def _product_of_steps(
+    gram: Float[Tensor, "row row"], coefficients: tuple[float, float, float], steps: int
+) -> Float[Tensor, "row row"]:
+    """What all steps multiply a matrix X by, from X·Xᵀ: for a low-rank adapter's far smaller than X itself.
+
+    A step multiplies by Q = a + b·G + c·G², where G is the Gram matrix of X at that step, and makes it Q·G·Q. Rounding
+    errors of G grow with the square of a in each step: float32 has room for them, bfloat16 has not.
+    """
+    a, b, c = coefficients
+    product = torch.eye(len(gram), device=gram.device)
+    for _ in range(steps):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product, gram = factor @ product, factor @ gram @ factor
+    return product

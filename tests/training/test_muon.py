@@ -7,7 +7,7 @@ from diff_oracle.training.muon import Muon, orthogonal
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (40, 12), (12, 40)])
+@pytest.mark.parametrize("shape", [(24, 24), (20, 12), (40, 12), (12, 40)])
 def test_singular_values_go_through_the_polynomial_and_vectors_stay(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -18,6 +18,13 @@ def test_singular_values_go_through_the_polynomial_and_vectors_stay(shape: tuple
         orthogonal(matrix, COEFFICIENTS, 5, 1e-7).double(), left * values @ right, atol=1e-4, rtol=0
     )
     assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+
+
+def test_directions_that_a_gradient_has_not_stay_small() -> None:
+    random = torch.Generator().manual_seed(0)
+    low_rank = torch.randn((24, 3), generator=random) @ torch.randn((3, 96), generator=random)
+    values = torch.linalg.svdvals(orthogonal(low_rank, COEFFICIENTS, 5, 1e-7))
+    assert float(values[2]) > 0.6 and float(values[3]) < 1e-3
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
