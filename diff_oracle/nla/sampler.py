@@ -93,16 +93,20 @@ def sample(
     log_probs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
 
     def pick(
-        live: Int[Tensor, "live"], said: Int[Tensor, "live token"], logits: Float[Tensor, "live vocab"]
+        rows: Int[Tensor, "live"],
+        said: Int[Tensor, "live token"],
+        places: Int[Tensor, "live"],
+        logits: Float[Tensor, "live vocab"],
     ) -> Int[Tensor, "live"]:
-        scores, place = logits.log_softmax(dim=-1), said.shape[1]
+        scores = logits.log_softmax(dim=-1)
         drawn = scores.argmax(dim=-1) if generator is None else _draw(scores, generator)
-        mask[live, place] = True
-        log_probs[live, place] = scores.gather(1, drawn[:, None])[:, 0]
-        entropy[live, place] = -(scores.exp() * scores).sum(dim=-1)
+        mask[rows, places] = True
+        log_probs[rows, places] = scores.gather(1, drawn[:, None])[:, 0]
+        entropy[rows, places] = -(scores.exp() * scores).sum(dim=-1)
         return drawn
 
-    ids, cut_off = write_answers(base, hidden, seen, cache, oracle.prompts.eos_id, max_new_tokens, pick)
+    eos_id, newline_id = oracle.prompts.eos_id, oracle.vocabulary.newline[-1]
+    ids, cut_off = write_answers(base, hidden, seen, cache, eos_id, newline_id, max_new_tokens, pick)
     width = ids.shape[1]
     of_rows = [prompt for prompt in prompts for _ in range(group_size)]
     return Samples(of_rows, ids, mask[:, :width], log_probs[:, :width], entropy[:, :width], cut_off)

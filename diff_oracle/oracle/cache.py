@@ -60,3 +60,9 @@ def growing_cache(model: PreTrainedModel) -> DynamicCache:
     cache = DynamicCache(config=model.config.get_text_config())
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def sliding_window(model: PreTrainedModel) -> float:
+    """Positions that every attention layer of a model sees; infinite where none is limited."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return float("inf") if window is None else float(window)

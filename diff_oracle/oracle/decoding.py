@@ -1,16 +1,23 @@
-"""How answers are generated."""
+"""How answers are generated: several tokens a pass, where an answer goes on as its last line did."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Cache, LogitsProcessor, PreTrainedModel
+from torch.nn.functional import pad
+from transformers import Cache, PreTrainedModel
 
-Pick = Callable[[Int[Tensor, "live"], Int[Tensor, "live token"], Float[Tensor, "live vocab"]], Int[Tensor, "live"]]
-"""Chooses the next tokens: from the numbers of the rows that have not ended, what these said so far, and the logits."""
+from diff_oracle.oracle.cache import sliding_window
+
+Pick = Callable[
+    [Int[Tensor, "live"], Int[Tensor, "live token"], Int[Tensor, "live"], Float[Tensor, "live vocab"]],
+    Int[Tensor, "live"],
+]
+"""Chooses next tokens: from the numbers of some rows, what these said so far, how long that is, and the logits."""
+_NONE = -1  # stands where nothing was drafted
 
 
 @torch.no_grad()
@@ -20,17 +27,23 @@ def write_answers(
     seen: Int[Tensor, "row pos"],
     cache: Cache,
     eos_id: int,
+    newline_id: int,
     max_new_tokens: int,
     pick: Pick,
 ) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row"]]:
-    """Goes on from prompts that were read, token by token; rows that have ended cost nothing more.
+    """Goes on from prompts that were read; rows that have ended cost nothing more.
+
+    Every token is chosen from the logits behind all before it. What `draft` expects a row to say is read together with
+    its last token, and kept as far as the row then says it: so a pass of the model writes a claim or a list's line
+    (https://arxiv.org/abs/2211.17192, with another line of the answer in place of a smaller model).
 
     Args:
         model: With its head.
         hidden: What its head reads at the end of each prompt.
         seen: The prompts' attention mask.
-        cache: What reading them left; what is written is added to it.
+        cache: What reading them left; what is written is added to it, and drafts that were not kept, unseen.
         eos_id: What ends an answer.
+        newline_id: What ends a line.
         max_new_tokens: Where an answer is cut off.
         pick: Chooses each token.
 
@@ -38,64 +51,117 @@ def write_answers(
         The answers, as wide as the longest; the end-of-sequence token stands where they end and behind it. And which
         of them were cut off.
     """
-    num_rows, device = len(seen), hidden.device
+    num_rows, device, window = len(seen), hidden.device, sliding_window(model)
     ids = torch.full((num_rows, max_new_tokens), eos_id, device=device)
+    lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
     live = torch.arange(num_rows, device=device)  # the rows that have not ended
-    for place in range(max_new_tokens):
-        chosen = pick(live, ids[live, :place], model.get_output_embeddings()(hidden).float())
-        ids[live, place] = chosen
-        going_on = (chosen != eos_id).nonzero().flatten()
-        if len(going_on) < len(live):
-            live, chosen, seen = live[going_on], chosen[going_on], seen[going_on]
-            cache.batch_select_indices(going_on)
-        if not len(live) or place == max_new_tokens - 1:
-            ids = ids[:, : place + 1]
+    states, drafts = hidden[:, None], torch.empty((num_rows, 0), dtype=torch.long, device=device)
+    while True:
+        before, as_drafted = lengths[live], torch.arange(len(live), device=device)  # the rows that say their drafts
+        for place in range(states.shape[1]):
+            rows = live[as_drafted]
+            logits = model.get_output_embeddings()(states[as_drafted, place]).float()
+            chosen = pick(rows, ids[rows, : int(lengths.max())], lengths[rows], logits)
+            ids[rows, lengths[rows]] = chosen
+            lengths[rows] += 1
+            if place < drafts.shape[1]:
+                as_drafted = as_drafted[chosen == drafts[as_drafted, place]]
+            if not len(as_drafted):
+                break
+        kept = lengths[live] - before - 1
+        seen[:, seen.shape[1] - drafts.shape[1] :] = torch.arange(drafts.shape[1], device=device) < kept[:, None]
+        last = ids[live, lengths[live] - 1]
+        going_on = ((last != eos_id) & (lengths[live] < max_new_tokens)).nonzero().flatten()
+        if not len(going_on):
             break
-        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
-        hidden = model.base_model(
-            input_ids=chosen[:, None],
+        if len(going_on) < len(live):
+            live, last, seen = live[going_on], last[going_on], seen[going_on]
+            cache.batch_select_indices(going_on)
+        # Models with a window count places, not what is seen of them: there nothing may lie between.
+        drafts = _drafts(ids[live], lengths[live], newline_id)
+        if seen.shape[1] + drafts.shape[1] + max_new_tokens > window:
+            drafts = drafts[:, :0]
+        read = torch.cat([last[:, None], drafts], dim=1)
+        start = seen.sum(dim=1, keepdim=True)
+        seen = torch.cat([seen, (read != _NONE).to(seen.dtype)], dim=1)
+        states = model.base_model(
+            input_ids=read.clamp(min=0),
             attention_mask=seen,
-            position_ids=seen.sum(dim=1, keepdim=True) - 1,
+            position_ids=start + torch.arange(read.shape[1], device=device),
             past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state[:, -1]
-    cut_off = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    cut_off[live] = True
-    return ids, cut_off
+        ).last_hidden_state
+    ended = ids[torch.arange(num_rows, device=device), lengths - 1] == eos_id
+    return ids[:, : int(lengths.max())], ~ended
 
 
-class DistinctLines(LogitsProcessor):
-    """No line of an answer says what an earlier line says: the token that would make them equal may not come next.
+def _drafts(
+    said: Int[Tensor, "row token"], lengths: Int[Tensor, "row"], newline_id: int
+) -> Int[Tensor, "row draft"]:
+    """What each row is expected to say next, as wide as the longest; never so long that there is no room behind it."""
+    drafted = [
+        draft(row[:length], newline_id)[: len(row) - length - 1]
+        for row, length in zip(said.tolist(), lengths.tolist(), strict=True)
+    ]
+    width = max(map(len, drafted))
+    return torch.tensor(
+        [tokens + [_NONE] * (width - len(tokens)) for tokens in drafted], dtype=torch.long, device=said.device
+    ).reshape(len(drafted), width)
+
+
+def draft(said: Sequence[int], newline_id: int) -> list[int]:
+    """What an answer is expected to say next, up to where it must make up its mind.
+
+    Lines of an answer differ in what they name, their last token: what stands before it, and the break behind it, is
+    expected to be as in the line before.
+    """
+    previous: list[int] = []
+    line: list[int] = []
+    for token in said:
+        if token == newline_id:
+            previous, line = line, []
+        else:
+            line.append(token)
+    if not previous:
+        return []
+    begins = previous[:-1]
+    return [newline_id, *begins] if len(line) > len(begins) else begins[len(line) :]
+
+
+def likeliest(newline_id: int) -> Pick:
+    """Chooses the likeliest token that makes no line of an answer what an earlier line is.
 
     In a list of one token a line, every token is named once; in an explanation, every claim is made once. Without it a
     reader that sees the diff well names its strongest token again and again, long before it learns to leave out what it
     has named.
     """
 
-    def __init__(self, newline_id: int, prompt_length: int) -> None:
-        self._newline, self._prompt_length = newline_id, prompt_length
+    def pick(
+        _: Int[Tensor, "live"],
+        said: Int[Tensor, "live token"],
+        lengths: Int[Tensor, "live"],
+        logits: Float[Tensor, "live vocab"],
+    ) -> Int[Tensor, "live"]:
+        return logits.index_put(repeating(said, lengths, newline_id), logits.new_tensor(float("-inf"))).argmax(-1)
 
-    def __call__(
-        self, input_ids: Int[Tensor, "row pos"], scores: Float[Tensor, "row vocab"]
-    ) -> Float[Tensor, "row vocab"]:
-        """The scores, with −∞ for the tokens that may not come next."""
-        generated = input_ids[:, self._prompt_length :]
-        length = generated.shape[1]
-        if length == 0:
-            return scores
-        is_break = generated == self._newline
-        places = torch.arange(length + 1, device=generated.device)
-        # Where the line begins that each place, and what comes next, stands in.
-        begins = torch.zeros_like(places).repeat(len(generated), 1)
-        begins[:, 1:] = torch.where(is_break, places[1:], 0).cummax(dim=1).values
-        # What stands before each place in its line, as a number: tokens times weights of their places, summed.
-        weights = torch.randint(1 << 62, (length,), generator=torch.Generator().manual_seed(0)).to(generated.device)
-        weighted = (generated + 1) * weights[places[:-1] - begins[:, :-1]]  # wraps around
-        sums = torch.nn.functional.pad(weighted.cumsum(dim=1), (1, 0))
-        before = sums - sums.gather(1, begins)
-        ends = torch.zeros_like(is_break)  # the last token of a line that is over
-        ends[:, :-1] = is_break[:, 1:] & ~is_break[:, :-1]
-        rows, columns = (ends & (before[:, :-1] == before[:, -1:])).nonzero(as_tuple=True)
-        barred = torch.zeros_like(scores, dtype=torch.bool)
-        barred[rows, generated[rows, columns]] = True
-        return scores.masked_fill(barred, float("-inf"))
+    return pick
+
+
+def repeating(
+    said: Int[Tensor, "row token"], lengths: Int[Tensor, "row"], newline_id: int
+) -> tuple[Int[Tensor, "barred"], Int[Tensor, "barred"]]:
+    """Rows, and tokens that would make a line of theirs equal to an earlier one; behind its length a row says nothing."""
+    is_break = said == newline_id
+    places = torch.arange(said.shape[1] + 1, device=said.device)
+    is_break &= places[:-1] < lengths[:, None]
+    # Where the line begins that each place, and what comes next, stands in.
+    begins = pad(torch.where(is_break, places[1:], 0).cummax(dim=1).values, (1, 0))
+    # What stands before each place in its line, as a number: tokens times weights of their places, summed.
+    weights = torch.randint(1 << 62, (said.shape[1],), generator=torch.Generator().manual_seed(0)).to(said.device)
+    weighted = (said + 1) * weights[places[:-1] - begins[:, :-1]]  # wraps around
+    sums = pad(weighted.cumsum(dim=1), (1, 0))
+    before = sums - sums.gather(1, begins)
+    ends = torch.zeros_like(is_break)  # the last token of a line that is over
+    ends[:, :-1] = is_break[:, 1:] & ~is_break[:, :-1]
+    rows, columns = (ends & (before[:, :-1] == before.gather(1, lengths[:, None]))).nonzero(as_tuple=True)
+    return rows, said[rows, columns]

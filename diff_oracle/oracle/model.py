@@ -17,11 +17,11 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig
 
 from diff_oracle.oracle.adapter import add_adapter, load_adapter
-from diff_oracle.oracle.cache import growing_cache
-from diff_oracle.oracle.decoding import DistinctLines
+from diff_oracle.oracle.cache import growing_cache, sliding_window
+from diff_oracle.oracle.decoding import likeliest, write_answers
 from diff_oracle.oracle.injection import INJECTORS
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
 from diff_oracle.oracle.storage import (
@@ -101,8 +101,7 @@ class Oracle(nn.Module):
     @property
     def sliding_window(self) -> float:
         """Positions that every attention layer sees; infinite where none is limited."""
-        window = getattr(self.lm.get_base_model().config.get_text_config(), "sliding_window", None)
-        return float("inf") if window is None else float(window)
+        return sliding_window(self.lm.get_base_model())
 
     def forward(self, num_items_in_batch: Float[Tensor, ""] | None = None, **batch: Any) -> dict[str, Tensor]:
         """Mean cross-entropy of the answers; logits are computed only where a label stands.
@@ -131,7 +130,7 @@ class Oracle(nn.Module):
         return {"loss": loss if num_items_in_batch is None else loss * (labelled.sum() / num_items_in_batch)}
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[str]:
-        """Greedy answers, as text; no line says what an earlier one says (`DistinctLines`)."""
+        """Greedy answers, as text; no line says what an earlier one says (`likeliest`)."""
         return [answer.text for answer in self.answer(prompts, max_new_tokens, batch_size)]
 
     @torch.no_grad()
@@ -140,22 +139,22 @@ class Oracle(nn.Module):
         answers = [Generated("", 0, True)] * len(prompts)
         for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
             batch = self._batch([prompts[i] for i in indices])
-            distinct = DistinctLines(self.vocabulary.newline[-1], batch["input_ids"].shape[1])
+            base, cache = self.lm.get_base_model(), growing_cache(self.lm.get_base_model())
             with self.injector.injecting(batch["slot_mask"], batch["vectors"]):
-                out = self.lm.generate(
+                hidden = base.base_model(
                     input_ids=batch["input_ids"],
                     attention_mask=batch["attention_mask"],
-                    past_key_values=growing_cache(self.lm.get_base_model()),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    logits_processor=LogitsProcessorList([distinct]),
-                    eos_token_id=self.prompts.eos_id,
-                    pad_token_id=self.prompts.eos_id,
-                )
-            for i, row in zip(indices, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                ended = self.prompts.eos_id in row
-                length = row.index(self.prompts.eos_id) + 1 if ended else len(row)
-                answers[i] = Generated(self.vocabulary.decode(row), length, not ended)
+                    position_ids=batch["position_ids"],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[:, -1]
+            eos_id, newline_id = self.prompts.eos_id, self.vocabulary.newline[-1]
+            ids, cut_off = write_answers(
+                base, hidden, batch["attention_mask"], cache, eos_id, newline_id, max_new_tokens, likeliest(newline_id)
+            )
+            for i, row, unfinished in zip(indices, ids.tolist(), cut_off.tolist(), strict=True):
+                length = len(row) if unfinished else row.index(eos_id) + 1
+                answers[i] = Generated(self.vocabulary.decode(row), length, unfinished)
         return answers
 
     @torch.no_grad()

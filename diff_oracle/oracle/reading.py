@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diff_oracle.oracle.cache import growing_cache
-from diff_oracle.oracle.decoding import DistinctLines, write_answers
+from diff_oracle.oracle.decoding import likeliest, write_answers
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.subject.capture import Diff
 from diff_oracle.tasks.text import Text
@@ -47,20 +47,18 @@ class Reading:
     def generate(self, rows: Sequence[int], question: Text, max_new_tokens: int) -> list[str]:
         """What `Oracle.generate` answers to a question about the diffs of these rows."""
         inputs, oracle = self._asking(rows, question), self._oracle
-        base, vocabulary = oracle.lm.get_base_model(), oracle.vocabulary
-        hidden = base.base_model(**inputs).last_hidden_state[:, -1]
-        seen, cache = inputs["attention_mask"], inputs["past_key_values"]
-        distinct = DistinctLines(vocabulary.newline[-1], prompt_length=0)
+        base, newline_id = oracle.lm.get_base_model(), oracle.vocabulary.newline[-1]
         ids, _ = write_answers(
             base,
-            hidden,
-            seen,
-            cache,
+            base.base_model(**inputs).last_hidden_state[:, -1],
+            inputs["attention_mask"],
+            inputs["past_key_values"],
             oracle.prompts.eos_id,
+            newline_id,
             max_new_tokens,
-            lambda _, said, logits: distinct(said, logits).argmax(-1),
+            likeliest(newline_id),
         )
-        return [vocabulary.decode(row) for row in ids.tolist()]
+        return [oracle.vocabulary.decode(row) for row in ids.tolist()]
 
     @torch.no_grad()
     def choice_log_probs(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -106,6 +107,10 @@ def load_hf_model(config: SubjectConfig, device: str = "cpu") -> LoadedModel:
     Raises:
         ValueError: The model is not where the config says, its package is missing, or the hub cannot be reached.
     """
+    if not torch.accelerator.is_available():
+        # Under a mask, transformers copies keys and values for every query head that shares them, for the sake of
+        # kernels of GPUs; the CPU's kernel takes them as they are.
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     dtype = DTYPES[config.dtype]
     if config.source == "random":
         tokenizer = _tokenizer(TINY)

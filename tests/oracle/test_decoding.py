@@ -1,26 +1,35 @@
-"""No line of a generated answer says what an earlier one says, and nothing else changes."""
+"""Answers are those that one token a pass gives; no line of one says what an earlier line says."""
 
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from diff_oracle.oracle.decoding import DistinctLines
+from diff_oracle.oracle.cache import growing_cache
+from diff_oracle.oracle.decoding import draft, repeating, write_answers
+from diff_oracle.oracle.model import Oracle
+from diff_oracle.oracle.prompt import Prompt
+from diff_oracle.tasks.explanation import PHRASINGS
+from tests.helpers import ARCHITECTURES, diff_at
+from tests.oracle.conftest import MakeOracle
 
 NEWLINE, MINUS = 0, 1
-PROMPT = [7, NEWLINE, 5, NEWLINE]
 NONE: set[int] = set()
 
 
 def banned(answer: list[int]) -> set[int]:
-    """The tokens that may not follow the prompt and this much of an answer."""
-    processor = DistinctLines(NEWLINE, prompt_length=len(PROMPT))
-    scores: Tensor = processor(torch.tensor([PROMPT + answer]), torch.zeros(1, 10))
-    return set(scores[0].isinf().nonzero().flatten().tolist())
+    """The tokens that may not follow this much of an answer; what stands behind it in the buffer does not count."""
+    said = torch.tensor([[*answer, NEWLINE, 2, NEWLINE]])
+    return set(repeating(said, torch.tensor([len(answer)]), NEWLINE)[1].tolist())
 
 
 def test_a_token_is_listed_once() -> None:
-    assert banned([]) == NONE  # the prompt's own lines do not count
+    assert banned([]) == NONE
     assert banned([3, NEWLINE]) == {3}
     assert banned([3, NEWLINE, 4, NEWLINE]) == {3, 4}
 
@@ -51,10 +60,10 @@ def test_as_a_comparison_of_lines_says(answer: list[int], data: st.DataObject) -
     assert (token in expected) == repeats
 
 
-def _lines(answer: list[int]) -> list[list[int]]:
+def _lines(answer: list[int], newline: int = NEWLINE) -> list[list[int]]:
     lines: list[list[int]] = [[]]
     for token in answer:
-        if token == NEWLINE:
+        if token == newline:
             lines.append([])
         else:
             lines[-1].append(token)
@@ -62,7 +71,124 @@ def _lines(answer: list[int]) -> list[list[int]]:
 
 
 def test_rows_do_not_know_of_each_other() -> None:
-    processor = DistinctLines(NEWLINE, prompt_length=1)
-    rows = [[9, 3, NEWLINE, 4, NEWLINE], [9, 3, 4, 5, 6], [9, MINUS, 5, NEWLINE, MINUS], [9, 5, NEWLINE, 6, NEWLINE]]
-    infinite = processor(torch.tensor(rows), torch.zeros(4, 10)).isinf()
-    assert [row.nonzero().flatten().tolist() for row in infinite] == [[3, 4], [], [5], [5, 6]]
+    rows = [[3, NEWLINE, 4, NEWLINE], [3, 4, 5, 6], [MINUS, 5, NEWLINE, MINUS], [5, NEWLINE, 6, NEWLINE]]
+    of_rows, tokens = repeating(torch.tensor(rows), torch.tensor([4, 4, 4, 2]), NEWLINE)
+    assert list(zip(of_rows.tolist(), tokens.tolist(), strict=True)) == [(0, 3), (0, 4), (2, 5), (3, 5)]
+
+
+def test_a_draft_is_the_last_line_but_for_what_it_names() -> None:
+    assert draft([], NEWLINE) == draft([3], NEWLINE) == draft([3, NEWLINE], NEWLINE) == []
+    assert draft([3, NEWLINE, 4], NEWLINE) == [NEWLINE]
+    assert draft([MINUS, 3, NEWLINE], NEWLINE) == [MINUS]
+    assert draft([MINUS, 3, NEWLINE, MINUS], NEWLINE) == []
+    assert draft([5, 6, 7, 3, NEWLINE, 5], NEWLINE) == [6, 7]
+    assert draft([5, 6, 7, 3, NEWLINE, 5, 6, 7, 4], NEWLINE) == [NEWLINE, 5, 6, 7]
+    assert draft([9, 9, NEWLINE, MINUS, 3, NEWLINE, MINUS, 4], NEWLINE) == [NEWLINE, MINUS]
+    assert draft([3, NEWLINE, NEWLINE], NEWLINE) == []
+
+
+def whole_passes(oracle: Oracle, prompt: Prompt, choose: Callable[[list[int], Tensor], int], most: int) -> list[int]:
+    """An answer, from a pass over everything for each of its tokens."""
+    said: list[int] = []
+    while len(said) < most and said[-1:] != [oracle.prompts.eos_id]:
+        batch = oracle.prompts.collate([prompt])
+        ids = torch.cat([batch["input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
+        slots = torch.nn.functional.pad(batch["slot_mask"], (0, len(said)))
+        with torch.no_grad(), oracle.injector.injecting(slots, batch["vectors"]):
+            logits = oracle.lm(input_ids=ids, use_cache=False).logits[0, -1].float()
+        said.append(choose(said, logits))
+    return said
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_drafts_change_no_token(architecture: str, make_oracle: MakeOracle) -> None:
+    """Where lines are often, not always, as the line before."""
+    oracle = make_oracle(architecture)
+    eos, newline, base = oracle.prompts.eos_id, oracle.vocabulary.newline[-1], oracle.lm.get_base_model()
+
+    def choose(said: list[int], logits: Tensor) -> int:
+        """Lines of three tokens, of two words for each place; other logits decide each time, so that all is said."""
+        place = len(_lines(said, newline)[-1])
+        best = int(logits[(17 * len(said) + 5 * torch.arange(8)) % len(logits)].argmax())
+        if place == 3:
+            return eos if best == 0 else newline
+        return 11 + 2 * place + (best > (5, 2, 3)[place])
+
+    rng, width = np.random.default_rng(0), oracle.prompts.d_model
+    prompts = [
+        oracle.prompts.about(diff_at(site, rng.standard_normal(width).astype(np.float32)), ("Why?",))
+        for site in ("L0", "L11H7", "L2:4", "L3.attn", "L10H11")
+    ]
+    batch, cache = oracle.prompts.collate(prompts), growing_cache(base)
+    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}  # type: ignore[literal-required]
+        hidden = base.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    passes: list[int] = []
+    handle = base.base_model.register_forward_hook(lambda _, __, out: passes.append(out.last_hidden_state.shape[1]))
+    ids, cut_off = write_answers(
+        base,
+        hidden,
+        batch["attention_mask"],
+        cache,
+        eos,
+        newline,
+        24,
+        lambda _, said, lengths, logits: torch.tensor(
+            [choose(row[:n], of_row) for row, n, of_row in zip(said.tolist(), lengths.tolist(), logits, strict=True)]
+        ),
+    )
+    handle.remove()
+    for prompt, row, unfinished in zip(prompts, ids.tolist(), cut_off.tolist(), strict=True):
+        said = whole_passes(oracle, prompt, choose, 24)
+        assert row == said + [eos] * (len(row) - len(said))
+        assert unfinished == (said[-1] != eos)
+    if oracle.sliding_window == float("inf"):
+        assert max(passes) == 4
+    else:
+        assert set(passes) == {1}
+
+
+class DistinctLines(LogitsProcessor):
+    """Compares lines as lists."""
+
+    def __init__(self, newline: int, prompt_length: int) -> None:
+        self.newline, self.prompt_length = newline, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        for row, of_row in zip(input_ids[:, self.prompt_length :].tolist(), scores, strict=True):
+            *lines, last = _lines(row, self.newline)
+            for line in lines:
+                if line and line[:-1] == last:
+                    of_row[line[-1]] = float("-inf")
+        return scores
+
+
+def test_a_trained_oracle_says_what_transformers_generates() -> None:
+    oracle = Oracle.from_pretrained("tiny")
+    newline, eos = oracle.vocabulary.newline[-1], oracle.prompts.eos_id
+    rng, width = np.random.default_rng(0), oracle.prompts.d_model
+    question = (PHRASINGS["explain"]["seen"][0],)
+    prompts = [
+        oracle.prompts.about(
+            diff_at(site, rng.standard_normal(width).astype(np.float32), token_ids=(5, 6, 7 + i)), question
+        )
+        for i, site in enumerate(("L0", "L3H1", "L1:3", "L2.mlp") * 4)
+    ]
+    batch = oracle.prompts.collate(prompts)
+    with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
+        out = oracle.lm.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=90,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([DistinctLines(newline, batch["input_ids"].shape[1])]),
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )
+    expected = [oracle.vocabulary.decode(row) for row in out[:, batch["input_ids"].shape[1] :].tolist()]
+    passes: list[int] = []
+    handle = oracle.lm.get_base_model().base_model.register_forward_hook(lambda *_: passes.append(1))
+    answers = oracle.answer(prompts, 90)
+    handle.remove()
+    assert [answer.text for answer in answers] == expected
+    assert 2 * len(passes) < max(answer.num_tokens for answer in answers)

@@ -23,6 +23,25 @@ def test_the_bundled_model_is_a_trained_one() -> None:
     assert sum(file.stat().st_size for file in TINY.iterdir()) < 8e6
 
 
+def test_key_heads_that_are_shared_are_not_copied_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_hf_model(SubjectConfig()).model
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    ids = torch.arange(24).reshape(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    found = []
+    for forced in ("1", "0"):
+        monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", forced)
+        model.zero_grad()
+        logits = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+        logits.logsumexp(-1).sum().backward()
+        gradient = model.model.layers[0].self_attn.k_proj.weight.grad
+        assert gradient is not None
+        found.append((logits.detach(), gradient.clone()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_copies_are_equal_and_apart() -> None:
     first, second = load_hf_model(SubjectConfig()), load_hf_model(SubjectConfig())
     assert first.identity == second.identity
