@@ -36,6 +36,7 @@ from diff_oracle.records import Record
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import TASKS, Task, make_tasks
+from diff_oracle.tasks.text import Text
 from diff_oracle.tasks.truth import TruthConfig
 
 
@@ -100,6 +101,7 @@ class Explainer:
         self._measured = measured_tasks(self.tasks)
         self._truth = TruthConfig() if self.pair is None else self.pair.truth
         self._allowed = oracle.vocabulary.allowed.to(subject.device)
+        self._said: dict[Text, list[int]] = {}  # an answer to each question, as those to come are expected to be
 
     @property
     def conventions(self) -> dict[str, str]:
@@ -149,15 +151,20 @@ class Explainer:
             # The model looks only back: what follows the last position would be read for nothing.
             context = texts[number].token_ids[: 1 + max(position for position, _ in at)]
             points += measure_sites(self.subject, context, at, self._measured, self._allowed)
-        told = side_by_side(self._ask, [point.record for point in points], self.oracle.device)
+        records, readings = [point.record for point in points], list[Reading]()
+        told = side_by_side(lambda part: self._ask(part, readings), records, self.oracle.device)
+        self._said |= next(reading.said for reading in readings if reading.diffs[0] is records[0])
         return [
             self._explanation(query, point, answers, said)
             for query, point, (answers, said) in zip(queries, points, told, strict=True)
         ]
 
-    def _ask(self, records: Sequence[Record]) -> list[tuple[list[Answer], dict[str, Any]]]:
-        """Of each record the answers to the standard questions, and what is said freely."""
-        reading = Reading(self.oracle, records)
+    def _ask(
+        self, records: Sequence[Record], readings: list[Reading]
+    ) -> list[tuple[list[Answer], dict[str, Any]]]:
+        """Of each record the answers to the standard questions, and what is said freely; adds to `readings`."""
+        reading = Reading(self.oracle, records, self._said)
+        readings.append(reading)
         answers = standard_answers(reading, self.tasks, records, self.oracle.vocabulary)
         free: list[dict[str, Any]] = [{}] * len(records)
         if self.free_question is not None:

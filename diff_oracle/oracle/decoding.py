@@ -1,4 +1,4 @@
-"""How answers are generated: several tokens a pass, where an answer goes on as its last line did."""
+"""How answers are generated: several tokens a pass, where an answer goes on as other lines and answers did."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def write_answers(
     newline_id: int,
     max_new_tokens: int,
     pick: Pick,
+    like: Sequence[int] = (),
 ) -> tuple[Int[Tensor, "row token"], Bool[Tensor, "row"]]:
     """Goes on from prompts that were read; rows that have ended cost nothing more.
 
     Every token is chosen from the logits behind all before it. What `draft` expects a row to say is read together with
     its last token, and kept as far as the row then says it: so a pass of the model writes a claim or a list's line
-    (https://arxiv.org/abs/2211.17192, with another line of the answer in place of a smaller model).
+    (https://arxiv.org/abs/2211.17192, with other lines and answers in place of a smaller model).
 
     Args:
         model: With its head.
@@ -46,6 +47,7 @@ def write_answers(
         newline_id: What ends a line.
         max_new_tokens: Where an answer is cut off.
         pick: Chooses each token.
+        like: An answer to the same question, of whatever length; these are expected to be like it.
 
     Returns:
         The answers, as wide as the longest; the end-of-sequence token stands where they end and behind it. And which
@@ -78,7 +80,7 @@ def write_answers(
             live, last, seen = live[going_on], last[going_on], seen[going_on]
             cache.batch_select_indices(going_on)
         # Models with a window count places, not what is seen of them: there nothing may lie between.
-        drafts = _drafts(ids[live], lengths[live], newline_id)
+        drafts = _drafts(ids[live], lengths[live], newline_id, like)
         if seen.shape[1] + drafts.shape[1] + max_new_tokens > window:
             drafts = drafts[:, :0]
         read = torch.cat([last[:, None], drafts], dim=1)
@@ -95,12 +97,17 @@ def write_answers(
     return ids[:, : int(lengths.max())], ~ended
 
 
+def answer_of(ids: Int[Tensor, "token"], eos_id: int) -> list[int]:
+    """A row's answer, without what ends it."""
+    return [token for token in ids.tolist() if token != eos_id]
+
+
 def _drafts(
-    said: Int[Tensor, "row token"], lengths: Int[Tensor, "row"], newline_id: int
+    said: Int[Tensor, "row token"], lengths: Int[Tensor, "row"], newline_id: int, like: Sequence[int]
 ) -> Int[Tensor, "row draft"]:
     """What each row is expected to say next, as wide as the longest; never so long that there is no room behind it."""
     drafted = [
-        draft(row[:length], newline_id)[: len(row) - length - 1]
+        draft(row[:length], newline_id, like)[: len(row) - length - 1]
         for row, length in zip(said.tolist(), lengths.tolist(), strict=True)
     ]
     width = max(map(len, drafted))
@@ -109,23 +116,39 @@ def _drafts(
     ).reshape(len(drafted), width)
 
 
-def draft(said: Sequence[int], newline_id: int) -> list[int]:
+def draft(said: Sequence[int], newline_id: int, like: Sequence[int] = ()) -> list[int]:
     """What an answer is expected to say next, up to where it must make up its mind.
 
-    Lines of an answer differ in what they name, their last token: what stands before it, and the break behind it, is
-    expected to be as in the line before.
+    Lines of answers differ in what they name, their last token: what stands before it is expected to be as in a line of
+    the other answer, from the same line on, or of this one, from the last one back.
+
+    Args:
+        said: So far.
+        newline_id: What ends a line.
+        like: Another answer, whose lines are expected to begin as this one's.
     """
-    previous: list[int] = []
-    line: list[int] = []
+    *before, line = _lines(said, newline_id)
+    to_come = _lines(like, newline_id)[len(before) :]
+    for place, other in enumerate([*to_come, *reversed(before)]):
+        begins = other[:-1]
+        if begins[: len(line)] != line[: len(begins)]:
+            continue
+        if len(line) <= len(begins):
+            return begins[len(line) :]
+        if place < len(to_come):
+            return [newline_id, *to_come[place + 1][:-1]] if place + 1 < len(to_come) else []
+        return [newline_id, *begins]
+    return [newline_id, *line[:-1]] if before and len(line) == len(before[-1]) else []
+
+
+def _lines(said: Sequence[int], newline_id: int) -> list[list[int]]:
+    lines: list[list[int]] = [[]]
     for token in said:
         if token == newline_id:
-            previous, line = line, []
+            lines.append([])
         else:
-            line.append(token)
-    if not previous:
-        return []
-    begins = previous[:-1]
-    return [newline_id, *begins] if len(line) > len(begins) else begins[len(line) :]
+            lines[-1].append(token)
+    return lines
 
 
 def likeliest(newline_id: int) -> Pick:

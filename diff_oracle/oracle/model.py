@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 
 from diff_oracle.oracle.adapter import add_adapter, load_adapter
 from diff_oracle.oracle.cache import growing_cache, sliding_window
-from diff_oracle.oracle.decoding import likeliest, write_answers
+from diff_oracle.oracle.decoding import answer_of, likeliest, write_answers
 from diff_oracle.oracle.injection import INJECTORS
 from diff_oracle.oracle.prompt import IGNORED, Batch, Prompt, PromptBuilder
 from diff_oracle.oracle.storage import (
@@ -136,7 +136,7 @@ class Oracle(nn.Module):
     @torch.no_grad()
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[Generated]:
         """The same, with how each ended."""
-        answers = [Generated("", 0, True)] * len(prompts)
+        answers, like = [Generated("", 0, True)] * len(prompts), list[int]()
         for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
             batch = self._batch([prompts[i] for i in indices])
             base, cache = self.lm.get_base_model(), growing_cache(self.lm.get_base_model())
@@ -150,8 +150,17 @@ class Oracle(nn.Module):
                 ).last_hidden_state[:, -1]
             eos_id, newline_id = self.prompts.eos_id, self.vocabulary.newline[-1]
             ids, cut_off = write_answers(
-                base, hidden, batch["attention_mask"], cache, eos_id, newline_id, max_new_tokens, likeliest(newline_id)
+                base,
+                hidden,
+                batch["attention_mask"],
+                cache,
+                eos_id,
+                newline_id,
+                max_new_tokens,
+                likeliest(newline_id),
+                like,
             )
+            like = answer_of(ids[0], eos_id)  # most callers ask one question of all
             for i, row, unfinished in zip(indices, ids.tolist(), cut_off.tolist(), strict=True):
                 length = len(row) if unfinished else row.index(eos_id) + 1
                 answers[i] = Generated(self.vocabulary.decode(row), length, unfinished)

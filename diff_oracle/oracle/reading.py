@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diff_oracle.oracle.cache import growing_cache
-from diff_oracle.oracle.decoding import likeliest, write_answers
+from diff_oracle.oracle.decoding import answer_of, likeliest, write_answers
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.subject.capture import Diff
 from diff_oracle.tasks.text import Text
@@ -23,12 +23,23 @@ class Reading:
 
     Answers are those of `Oracle.generate` and `Oracle.choice_log_probs`. Up to the question a prompt is the same,
     whatever is asked; the keys and values of that part are kept, and every question goes on from a copy of them.
+
+    Attributes:
+        diffs: Those that were read.
+        said: Of the questions that were asked, the tokens of the first diff's answer.
     """
 
     @torch.no_grad()
-    def __init__(self, oracle: Oracle, diffs: Sequence[Diff]) -> None:
-        """Reads the diffs: one pass over what their prompts begin with."""
-        self._oracle, self._diffs = oracle, diffs
+    def __init__(self, oracle: Oracle, diffs: Sequence[Diff], said: Mapping[Text, Sequence[int]] | None = None) -> None:
+        """Reads the diffs: one pass over what their prompts begin with.
+
+        Args:
+            oracle: Reads.
+            diffs: Of its model.
+            said: What another reading holds: answers like those are written faster.
+        """
+        self._oracle, self.diffs = oracle, diffs
+        self._expected, self.said = said or {}, dict[Text, list[int]]()
         prompts = [oracle.prompts.about(diff, ()) for diff in diffs]
         batch = oracle.prompts.collate([replace(prompt, ids=prompt.ids[: prompt.shared]) for prompt in prompts])
         self._mask = batch["attention_mask"].to(oracle.device)
@@ -57,7 +68,9 @@ class Reading:
             newline_id,
             max_new_tokens,
             likeliest(newline_id),
+            self._expected.get(question, ()),
         )
+        self.said[question] = answer_of(ids[0], oracle.prompts.eos_id)
         return [oracle.vocabulary.decode(row) for row in ids.tolist()]
 
     @torch.no_grad()
@@ -71,7 +84,7 @@ class Reading:
 
     def _asking(self, rows: Sequence[int], question: Text) -> dict[str, Any]:
         """A question to some rows, behind what was read, and a copy of what that left."""
-        prompt = self._oracle.prompts.about(self._diffs[0], question)
+        prompt = self._oracle.prompts.about(self.diffs[0], question)
         asked = torch.tensor(prompt.ids[prompt.shared :], device=self._mask.device).expand(len(rows), -1)
         cache, kept = deepcopy(self._cache), torch.tensor(rows, device=self._mask.device)
         cache.batch_select_indices(kept)

@@ -85,6 +85,20 @@ def test_a_draft_is_the_last_line_but_for_what_it_names() -> None:
     assert draft([5, 6, 7, 3, NEWLINE, 5, 6, 7, 4], NEWLINE) == [NEWLINE, 5, 6, 7]
     assert draft([9, 9, NEWLINE, MINUS, 3, NEWLINE, MINUS, 4], NEWLINE) == [NEWLINE, MINUS]
     assert draft([3, NEWLINE, NEWLINE], NEWLINE) == []
+    assert draft([5, 6, 7, NEWLINE, 8], NEWLINE) == []  # a line that begins as none before
+    assert draft([5, 6, 7, NEWLINE, 8, 9, 2], NEWLINE) == [NEWLINE, 8, 9]
+
+
+def test_a_draft_is_what_another_answer_says_but_for_what_it_names() -> None:
+    other = [5, 6, 2, NEWLINE, 5, 6, 3, NEWLINE, 8, 2, NEWLINE, 9, 4]
+    assert draft([], NEWLINE, other) == [5, 6]
+    assert draft([5, 6, 7], NEWLINE, other) == [NEWLINE, 5, 6]
+    assert draft([5, 6, 7, NEWLINE, 5, 6, 4], NEWLINE, other) == [NEWLINE, 8]
+    assert draft([5, 6, 7, NEWLINE, 8], NEWLINE, other) == []  # its name comes next
+    assert draft([5, 6, 7, NEWLINE, 8, 4], NEWLINE, other) == [NEWLINE, 9]  # a line was left out
+    assert draft([5, 6, 7, NEWLINE, 8, 4, NEWLINE, 9, 1], NEWLINE, other) == []  # it ends here
+    assert draft([9, 1, NEWLINE, 9, 3], NEWLINE, other) == []
+    assert draft([9, 1, NEWLINE] * 5, NEWLINE, other) == [9]  # the other has no more lines
 
 
 def whole_passes(oracle: Oracle, prompt: Prompt, choose: Callable[[list[int], Tensor], int], most: int) -> list[int]:
@@ -100,8 +114,9 @@ def whole_passes(oracle: Oracle, prompt: Prompt, choose: Callable[[list[int], Te
     return said
 
 
+@pytest.mark.parametrize("like", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_drafts_change_no_token(architecture: str, make_oracle: MakeOracle) -> None:
+def test_drafts_change_no_token(architecture: str, like: bool, make_oracle: MakeOracle) -> None:
     """Where lines are often, not always, as the line before."""
     oracle = make_oracle(architecture)
     eos, newline, base = oracle.prompts.eos_id, oracle.vocabulary.newline[-1], oracle.lm.get_base_model()
@@ -136,6 +151,7 @@ def test_drafts_change_no_token(architecture: str, make_oracle: MakeOracle) -> N
         lambda _, said, lengths, logits: torch.tensor(
             [choose(row[:n], of_row) for row, n, of_row in zip(said.tolist(), lengths.tolist(), logits, strict=True)]
         ),
+        [11, 13, 15, newline, 12, 14, 15, newline, 11, 14, 16] if like else [],
     )
     handle.remove()
     for prompt, row, unfinished in zip(prompts, ids.tolist(), cut_off.tolist(), strict=True):
