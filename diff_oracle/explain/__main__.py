@@ -5,8 +5,9 @@
     python -m diff_oracle.explain oracle=runs/demo texts=[one,another] position=[-2,-1] sites=layers run_dir=runs/mine
     python -m diff_oracle.explain nla=runs/nla text="…"    # a pair: what it rebuilds of each diff from its words, too
 
-Prints the sites that matter most (`rank`) and the share of right claims; the run directory gets explanations.json,
-explanations.parquet and explanations.html. Killed, the same command with the run directory that it had named goes on.
+Prints the sites that matter most (`rank`) and the share of right claims, or, with --json, everything; the run directory
+gets explanations.json, explanations.parquet and explanations.html. Killed, the same command with the run directory that
+it had named goes on.
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ class ExplainConfig(AskingConfig):
     """Token indices, negative ones from the end: one, several ([3,-1]) or `all`. Position 0 has no diff."""
     sites: SiteNames = field(default_factory=SiteNames)
     """Which sites. On the command line, sites=L5H3 and sites=[L5H3,layers] are short for sites.names=[…]."""
+    output: str = "table"
+    """What is printed: a table, or json, which holds what explanations.json does. `--json` is short for output=json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output not in ("table", "json"):
+            raise ValueError(f"unknown output {self.output!r}: choose from table, json")
 
 
 def run(config: ExplainConfig) -> None:
@@ -61,6 +69,9 @@ def run(config: ExplainConfig) -> None:
     queries = explainer.queries(read, config.sites.names, config.position)
     found = explain_to_disk(explainer, read, queries, config)
     written = write(found, folder, config.save)
+    if config.output == "json":
+        print(found.to_json())
+        return
     print_explanations(found, config.rank, config.show)
     for path in written:
         print(path)
@@ -91,10 +102,11 @@ def hydra_words(words: Sequence[str]) -> list[str]:
     """A command line as Hydra is to read it.
 
     `text=…` reaches the configuration as it was typed: Hydra's grammar would take commas, braces and quotes apart and
-    look `${…}` up. `sites=…`, which Hydra would take for a choice of the config group, names sites.
+    look `${…}` up. `sites=…`, which Hydra would take for a choice of the config group, names sites. `--json` is
+    short for a value of `output`.
     """
     result = []
-    for word in words:
+    for word in ("output=json" if word == "--json" else word for word in words):
         key, equals, value = word.partition("=")
         if key == "text" and equals:
             # Read twice on its way into the dataclass.

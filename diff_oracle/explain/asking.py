@@ -159,9 +159,7 @@ class Explainer:
             for query, point, (answers, said) in zip(queries, points, told, strict=True)
         ]
 
-    def _ask(
-        self, records: Sequence[Record], readings: list[Reading]
-    ) -> list[tuple[list[Answer], dict[str, Any]]]:
+    def _ask(self, records: Sequence[Record], readings: list[Reading]) -> list[tuple[list[Answer], dict[str, Any]]]:
         """Of each record the answers to the standard questions, and what is said freely; adds to `readings`."""
         reading = Reading(self.oracle, records, self._said)
         readings.append(reading)

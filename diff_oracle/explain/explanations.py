@@ -185,6 +185,10 @@ class Explanations:
         """The same with its parts as they are, for `json.dumps(..., default=vars)`."""
         return vars(self) | self._sums()
 
+    def to_json(self) -> str:
+        """What `explanations.json` holds."""
+        return json.dumps(self.content(), default=vars, ensure_ascii=False, allow_nan=False)
+
     def _sums(self) -> dict[str, Any]:
         return {"num_claims": self.num_claims, "share_right": _or_none(self.share_right), "rebuilt": self.rebuilt}
 
@@ -211,8 +215,7 @@ class Explanations:
         written = [target / f"explanations.{name}" for name in outputs]
         for file in written:
             if file.suffix == ".json":
-                text = json.dumps(self.content(), default=vars, ensure_ascii=False, allow_nan=False)
-                file.write_text(text + "\n", encoding="utf-8")
+                file.write_text(self.to_json() + "\n", encoding="utf-8")
             else:
                 self.to_frame().to_parquet(file)
         return written

@@ -173,7 +173,7 @@ def likeliest(newline_id: int) -> Pick:
 def repeating(
     said: Int[Tensor, "row token"], lengths: Int[Tensor, "row"], newline_id: int
 ) -> tuple[Int[Tensor, "barred"], Int[Tensor, "barred"]]:
-    """Rows, and tokens that would make a line of theirs equal to an earlier one; behind its length a row says nothing."""
+    """Rows, and tokens that would make a line of theirs equal to an earlier one; a row ends at its length."""
     is_break = said == newline_id
     places = torch.arange(said.shape[1] + 1, device=said.device)
     is_break &= places[:-1] < lengths[:, None]

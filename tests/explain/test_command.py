@@ -101,7 +101,9 @@ def test_a_finished_run_is_only_shown_again_and_may_grow(
 
     with monkeypatch.context() as patch:
         patch.setattr(Reading, "generate", refuse)
-        call(patch, *words, "sites=L2", "position=3", "save=[json]")
+        capsys.readouterr()
+        call(patch, *words, "sites=L2", "position=3", "save=[json]", "--json")
+    assert capsys.readouterr().out == (tmp_path / "explanations.json").read_text(encoding="utf-8")
     assert Explanations.load(tmp_path).items == [
         item for item in found.items if (item.position, item.site) == (3, "L2")
     ]
@@ -141,6 +143,7 @@ def test_sites_are_named_as_they_are(word: str, names: list[str]) -> None:
     ("words", "said"),
     [
         (["text=a b", "rank=luck"], "unknown rank 'luck': choose from size, direct_effect, skip_kl"),
+        (["text=a b", "output=xml"], "unknown output 'xml': choose from table, json"),
         (["text=a b", "save=[pdf]"], "unknown output 'pdf' in save: choose from json, parquet, html"),
         (["text=a b", "tasks_asked=[chess]"], "unknown task 'chess' in tasks_asked"),
         ([], "no text to explain"),
