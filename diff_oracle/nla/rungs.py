@@ -14,11 +14,15 @@ from diff_oracle.nla.linear import SiteRidge, TokenMeans
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.rows import Claims, Rows, other_documents
 from diff_oracle.subject.model import Subject
+from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.text import Vocabulary
 
 Rebuilt = Float[np.ndarray, "row d_model"]
 DIFF_BLIND = ("site mean", "token mean", "before", "text: AR", "text: explained", "text: prompted")
 """Rungs that never saw the diff."""
+
+
+STATE_SCALES = (1.0, 3.0)
 
 
 class BagReader:
@@ -28,8 +32,10 @@ class BagReader:
         train, select: What is rebuilt; the penalties are chosen on `select`, for each site.
         claims: What is read of the rows of each.
         features: Claims as vectors.
-        with_before: Reads the residual before beside the claims, in one regression: its features are scaled to the mean
-            square of theirs, so that one penalty shrinks both alike.
+        with_before: Reads the residual before beside the claims, in one regression, whose penalty shrinks the smaller
+            features more. The residual's mean square is theirs times the square of one of `STATE_SCALES`, whichever
+            does better on `select` for the kind of site: of a layer's diff the state tells more than words do, of a
+            head's less.
     """
 
     def __init__(
@@ -40,19 +46,40 @@ class BagReader:
         features: ClaimFeatures,
         with_before: bool = False,
     ) -> None:
-        self._features, self._scale = features, 0.0
-        claimed = [features(of_split) for of_split in claims]
+        self._features = features
+        claimed, asked = (features(of_split) for of_split in claims)
+        unit = float(np.sqrt(np.mean(claimed**2) / np.mean(train.before**2))) if with_before else 0.0
+        self._scales = [unit * scale for scale in STATE_SCALES] if with_before else [0.0]
+        self._readers = [
+            SiteRidge(train.sites, _beside(claimed, scale, train), train.target).select(
+                select.sites, _beside(asked, scale, select), select.target
+            )
+            for scale in self._scales
+        ]
+        self._best: dict[str, int] = {}
         if with_before:
-            self._scale = float(np.sqrt(np.mean(claimed[0] ** 2) / np.mean(train.before**2)))
-        x = [self._x(rows, of_split) for rows, of_split in zip((train, select), claimed, strict=True)]
-        self._ridge = SiteRidge(train.sites, x[0], train.target).select(select.sites, x[1], select.target)
+            tried = [self._read(i, select, asked) for i in range(len(self._scales))]
+            errors = np.array([np.sum((rebuilt - select.target) ** 2, axis=1) for rebuilt in tried])
+            kinds = np.array(_kinds(select))
+            self._best = {kind: int(errors[:, kinds == kind].sum(axis=1).argmin()) for kind in np.unique(kinds)}
 
     def __call__(self, rows: Rows, claims: Sequence[Claims]) -> Rebuilt:
         """The reconstructions of rows from claims."""
-        return self._ridge.predict(rows.sites, self._x(rows, self._features(claims)))
+        claimed = self._features(claims)
+        chosen = np.array([self._best.get(kind, 0) for kind in _kinds(rows)])
+        tried = [self._read(i, rows, claimed) for i in range(len(self._scales))]
+        return np.select([chosen[:, None] == i for i in range(len(tried))], tried)
 
-    def _x(self, rows: Rows, claimed: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row both"]:
-        return np.hstack([claimed, self._scale * rows.before]) if self._scale else claimed
+    def _read(self, i: int, rows: Rows, claimed: Float[np.ndarray, "row feature"]) -> Rebuilt:
+        return self._readers[i].predict(rows.sites, _beside(claimed, self._scales[i], rows))
+
+
+def _beside(claimed: Float[np.ndarray, "row feature"], scale: float, rows: Rows) -> Float[np.ndarray, "row both"]:
+    return np.hstack([claimed, scale * rows.before]) if scale else claimed
+
+
+def _kinds(rows: Rows) -> list[str]:
+    return [DiffSite.parse(site).group for site in rows.sites]
 
 
 def fit_before(train: Rows, select: Rows) -> SiteRidge:

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from diff_oracle.nla import rungs
 from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.linear import PENALTIES, SiteRidge, TokenMeans
 from diff_oracle.nla.metrics import Means
-from diff_oracle.nla.rungs import BagReader, beyond, blind_rungs, fit_before, shuffled
+from diff_oracle.nla.rows import Rows
+from diff_oracle.nla.rungs import STATE_SCALES, BagReader, beyond, blind_rungs, fit_before, shuffled
+from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.claims import NO_CHANGE, Claim
 from tests.nla.made import EMBEDDING, SITES, WIDTH, made_rows
 
@@ -88,20 +91,31 @@ def test_claims_and_the_residual_before_are_read_in_one_regression() -> None:
     features = ClaimFeatures(EMBEDDING)
     found = BagReader(train, select, (train.gold, select.gold), features, True)(test, test.gold)
     x = [features(rows.gold) for rows in (train, select, test)]
-    size = np.sqrt(np.mean(x[0] ** 2) / np.mean(train.before**2))
+    unit = np.sqrt(np.mean(x[0] ** 2) / np.mean(train.before**2))
+    errors: dict[str, list[float]] = {}
+    tried = []
+    for scale in STATE_SCALES:
+        rebuilt = np.empty_like(test.target)
+        for site in SITES:
+            of = [np.array(rows.sites) == site for rows in (train, select, test)]
+            both = [
+                np.hstack([claimed, scale * unit * rows.before])[mask]
+                for claimed, rows, mask in zip(x, (train, select, test), of, strict=True)
+            ]
+            alpha = np.sum((both[0] - both[0].mean(axis=0)) ** 2) / both[0].shape[1]
+            of_site = []
+            for penalty in PENALTIES:
+                slow = Ridge(alpha=penalty * alpha, solver="cholesky").fit(both[0], train.target[of[0]])
+                error = np.sum((slow.predict(both[1]) - select.target[of[1]]) ** 2)
+                of_site.append((error, slow.predict(both[2])))
+            error, rebuilt[of[2]] = min(of_site, key=lambda one: one[0])
+            errors.setdefault(site, []).append(error)
+        tried.append(rebuilt)
     for site in SITES:
-        of = [np.array(rows.sites) == site for rows in (train, select, test)]
-        tried = []
-        both = [
-            np.hstack([claimed, size * rows.before])[mask]
-            for claimed, rows, mask in zip(x, (train, select, test), of, strict=True)
-        ]
-        alpha = np.sum((both[0] - both[0].mean(axis=0)) ** 2) / both[0].shape[1]
-        for penalty in PENALTIES:
-            slow = Ridge(alpha=penalty * alpha, solver="cholesky").fit(both[0], train.target[of[0]])
-            error = np.sum((slow.predict(both[1]) - select.target[of[1]]) ** 2)
-            tried.append((error, slow.predict(both[2])))
-        np.testing.assert_allclose(found[of[2]], min(tried, key=lambda one: one[0])[1], atol=1e-6)
+        like_it = [errors[other] for other in SITES if DiffSite.parse(other).group == DiffSite.parse(site).group]
+        rows_of_site = np.array(test.sites) == site
+        expected = tried[int(np.sum(like_it, axis=0).argmin())]
+        np.testing.assert_allclose(found[rows_of_site], expected[rows_of_site], atol=1e-6)
 
     def far(rebuilt: np.ndarray) -> float:
         return float(((rebuilt - test.target) ** 2).sum())
@@ -109,6 +123,32 @@ def test_claims_and_the_residual_before_are_read_in_one_regression() -> None:
     alone = BagReader(train, select, (train.gold, select.gold), features)(test, test.gold)
     told = fit_before(train, select).predict(test.sites, test.before)
     assert far(found) < 0.7 * min(far(alone), far(told))
+
+
+def test_of_each_kind_of_site_the_state_is_read_as_large_as_select_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words make the diffs of heads, the state makes those of layers."""
+    state = np.random.default_rng(0).standard_normal((WIDTH, WIDTH))
+
+    def mixed(rows: Rows) -> Rows:
+        head = np.arange(len(rows)) % 2 == 0
+        records = [replace(r, site="L0H1" if is_head else "L0") for r, is_head in zip(rows.records, head, strict=True)]
+        return replace(rows, records=records, target=np.where(head[:, None], rows.target, rows.before @ state))
+
+    train, select = mixed(TRAIN), mixed(SELECT)
+    args = (train, select, (train.gold, select.gold), ClaimFeatures(EMBEDDING), True)
+    heads = np.array(select.sites) == "L0H1"
+
+    def errors() -> tuple[float, float]:
+        wrong = ((BagReader(*args)(select, select.gold) - select.target) ** 2).sum(axis=1)
+        return float(wrong[heads].sum()), float(wrong[~heads].sum())
+
+    both = errors()
+    alone = []
+    for scale in STATE_SCALES:
+        monkeypatch.setattr(rungs, "STATE_SCALES", (scale,))
+        alone.append(errors())
+    assert alone[0][0] < alone[1][0] and alone[1][1] < alone[0][1]
+    assert both == pytest.approx((alone[0][0], alone[1][1]))
 
 
 def test_what_the_state_does_not_tell_is_what_it_leaves() -> None:
