@@ -5,7 +5,8 @@
 Both train the same adapter and injector on the same questions with the same optimiser. Ours puts the questions about a
 diff in one row, rows of like length in one batch, and computes logits only where an answer stands; the plain recipe has
 a row for every question and logits everywhere. Speeds are taken in turn in one process, each peak of memory in a
-process of its own. Steps of ours are also taken with nothing injected, for what injection costs.
+process of its own. Steps of ours are also taken with nothing injected, for what injection costs: a few percent of a
+step, less than steps differ among themselves, so that each is taken `REPEATS` times and the fastest counts.
 """
 
 import json
@@ -36,6 +37,7 @@ from diff_oracle.training.examples import BUCKET_BATCHES, Example, ExampleDatase
 from diff_oracle.training.sft import collate_shared, make_optimizer
 
 MODELS = ("smollm2_135m", "gemma3_270m")
+REPEATS = 3
 DIFFS = 6  # a batch, as conf/experiment/cpu_short.yaml has it
 SETTINGS = [
     "+task=[logit_lens,attention,layer_skip]", "sampling.max_documents=60", "sampling.windows_per_document=1",
@@ -113,24 +115,25 @@ def right_padded(batch: Batch) -> dict[str, torch.Tensor]:
 
 def speed(model: str, data_dir: str) -> dict[str, float]:
     bench = Bench(model, data_dir)
-    ways = {"ours": bench.ours, "without injection": bench.without_injection, "plain": bench.plain}
-    took: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():  # the first step of each allocates
+    for way in (bench.ours, bench.without_injection, bench.plain):  # the first step of each allocates
         bench.step(way, bench.batches[0])
-    rounds = list(zip(bench.batches, bench.random_batches, strict=True))
-    for shared, apart in rounds:
-        for name, way in ways.items():
-            took[name].append(bench.step(way, apart if name == "plain" else shared))
+    ours, plain, injected, bare = 0.0, 0.0, 0.0, 0.0
+    for shared, apart in zip(bench.batches, bench.random_batches, strict=True):
+        plain += bench.step(bench.plain, apart)
+        with_it, without = zip(
+            *((bench.step(bench.ours, shared), bench.step(bench.without_injection, shared)) for _ in range(REPEATS)),
+            strict=True,
+        )
+        ours, injected, bare = ours + median(with_it), injected + min(with_it), bare + min(without)
     questions = sum(len(group) for batch in bench.batches for group in batch)
     with torch.no_grad():
         losses = [float(way(bench.batches[0])) for way in (bench.ours, bench.plain)]
     assert abs(losses[0] - losses[1]) < 1e-2 * losses[1], f"the two recipes have different losses: {losses}"
-    overheads = [a / b for a, b in zip(took["ours"], took["without injection"], strict=True)]
     return {
-        "questions a second, ours": questions / sum(took["ours"]),
-        "questions a second, plain": questions / sum(took["plain"]),
-        "ours / plain": sum(took["plain"]) / sum(took["ours"]),
-        "step with injection / without": median(overheads),
+        "questions a second, ours": questions / ours,
+        "questions a second, plain": questions / plain,
+        "ours / plain": plain / ours,
+        "step with injection / without": injected / bare,
     }
 
 
