@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import special_ortho_group
 
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import Record
@@ -48,4 +47,6 @@ def rotated_claims(
 
 def _rotation(d_model: int, seed: int) -> Float[np.ndarray, "d_model d_model"]:
     """Drawn evenly from all rotations."""
+    from scipy.stats import special_ortho_group  # takes most of a second to import, in every command
+
     return special_ortho_group.rvs(d_model, random_state=keyed_rng(seed, "rotation")).astype(np.float32)
