@@ -44,6 +44,8 @@ class EvaluateConfig:
     """Reports use `test`; choose between runs by `select`."""
     num_rows: int | None = None
     """Rows to ask; as in training if not given."""
+    controls: list[str] | None = None
+    """What an oracle is asked with beside the right diffs; as in training if not given."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     run_dir: str | None = None
@@ -71,6 +73,8 @@ def _evaluate_oracle(config: EvaluateConfig, source: Path, device: str) -> None:
     dataset = _open(config, dataset_dir, oracle)
     if config.num_rows is not None:
         settings = replace(settings, num_rows=config.num_rows)
+    if config.controls is not None:
+        settings = replace(settings, controls=config.controls)
     for task in tasks:
         task.fit(dataset.split("train"), oracle.vocabulary)
     rows = to_rows(Evaluator(oracle, dataset, tasks, settings, seed, holdout).evaluate(cast(Split, config.split)))
@@ -79,6 +83,8 @@ def _evaluate_oracle(config: EvaluateConfig, source: Path, device: str) -> None:
 
 
 def _evaluate_pair(config: EvaluateConfig, source: Path, device: str) -> None:
+    if config.controls is not None:
+        raise ValueError("controls are asked of an oracle; a pair has its ladder")
     if config.split != "test":
         raise ValueError("a pair is measured on split=test: what it reads with is chosen on select")
     pair = load_pair_run(source, device)

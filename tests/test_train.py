@@ -84,6 +84,21 @@ def test_evaluating_again_gives_the_same_numbers(trained: Path) -> None:
     assert (trained / "again" / "eval.json").read_text() == (trained / "run" / "eval.json").read_text()
 
 
+def test_an_oracle_is_evaluated_again_with_other_controls(trained: Path) -> None:
+    config = evaluate.EvaluateConfig(oracle=str(trained / "run"), controls=["site_prior", "none"])
+    config.data_dir, config.run_dir = str(trained / "data"), str(trained / "fewer")
+    Path(config.run_dir).mkdir()
+    evaluate.run(config)
+    found, before = (
+        {(row["question"], row["control"]): row["value"] for row in json.loads((folder / "eval.json").read_text())
+         if row["site_group"] == "all"} for folder in (trained / "fewer", trained / "run")
+    )  # fmt: skip
+    assert {control for _, control in found} == {
+        "matched", "site_prior", "none", "matched - site_prior", "matched - none"
+    }  # fmt: skip
+    assert found.items() <= before.items()
+
+
 def test_an_oracle_of_another_model_is_refused_in_one_line(trained: Path) -> None:
     sidecar = trained / "run" / "oracle" / "oracle.json"
     content = sidecar.read_text()
