@@ -53,6 +53,7 @@ def test_a_run_leaves_the_ladder_with_every_rung(made: Path) -> None:
     rungs += [f"{writer}{change}: bag" for writer in ("gold", "AV") for change in ("", ", shuffled", ", empty")]
     rungs += [f"{writer}{change}: AR" for writer in ("gold", "AV") for change in ("", ", paraphrased", ", shuffled")]
     rungs += ["rotated_codebook: bag", "AV, false claims removed: AR", "gold, quotes stripped: AR"]
+    rungs += ["site habit: bag", "site habit, false claims removed: bag"]
     compared = {rung for pair in (*GAINS, *SHARES) for rung in pair if SECOND_AR not in rung}
     assert {(rung, "fve") for rung in (*rungs, *compared)} <= set(values)
     assert json.loads((made / "pair" / "run.json").read_text())["skipped_steps"] == {AR: 0, CONTEXT_AR: 0}

@@ -31,12 +31,14 @@ def standard_answers(
     """Each record's answers to the standard questions of those tasks that have some; `reading` is of these records."""
     asked: dict[tuple[str, str], dict[int, Question]] = defaultdict(dict)  # each kind has one wording
     answers: list[dict[tuple[str, str], Answer]] = [{} for _ in records]
+    order: list[list[tuple[str, str]]] = [[] for _ in records]
     # The question of task `explanation` brings the free explanation, whose claims are checked in another way.
     named = {task.name: task for task in tasks if isinstance(task, Standard) and task.name != EXPLANATION}
     for row, record in enumerate(records):
         for task in named.values():
             for question in task.standard_questions(record, vocabulary):
                 asked[question.task, question.kind][row] = question
+                order[row].append((question.task, question.kind))
     for kind, questions in asked.items():
         task, first, rows = named[kind[0]], next(iter(questions.values())), list(questions)
         if first.choices:
@@ -46,7 +48,7 @@ def standard_answers(
             said = reading.generate(rows, first.text, _TOKENS_A_LINE * task.config.num_asked)
         for row, text in zip(rows, said, strict=True):
             answers[row][kind] = _checked(task, questions[row], text, vocabulary)
-    return [list(of_record.values()) for of_record in answers]
+    return [[of_record[kind] for kind in kinds] for of_record, kinds in zip(answers, order, strict=True)]
 
 
 def free_explanations(

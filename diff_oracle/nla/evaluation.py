@@ -18,7 +18,7 @@ from diff_oracle.nla.pair import DiffNLA, explain, longest_explanation
 from diff_oracle.nla.prompted import prompted_explanations
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.nla.rows import Claims, Rows, read_rows
-from diff_oracle.nla.rungs import ALTERED, DIFF_BLIND, Rebuilt, blind_rungs, fit_before, gold_rungs
+from diff_oracle.nla.rungs import ALTERED, DIFF_BLIND, Rebuilt, blind_rungs, fit_before, gold_rungs, site_habit
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import DiffDataset, Split
@@ -201,6 +201,10 @@ def _closed_form(
     ladder.add("text: explained", reader(test, from_text), from_text)
     if prompted:
         ladder.add("text: prompted", reader(test, prompted), prompted)
+    habit = site_habit(train, test)
+    ladder.add("site habit: bag", reader(test, habit), habit)
+    # The check of claims sees the diff: what it tells of claims that do not.
+    ladder.add("site habit, false claims removed: bag", reader(test, ladder.true_claims(habit)))
     ladder.add("AV: bag", reader(test, said), said)
     ladder.add("AV: bag, before", with_before(test, said))
     ladder.add("AV, false claims removed: bag", reader(test, ladder.true_claims(said)))

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 
 from diff_oracle.nla.evaluation import SECOND_AR
 
-_WRITTEN = re.compile(r"(?P<writer>gold|AV|rotated_codebook)(, (?P<change>[^:]+))?: (?P<reader>.+)")
+_WRITTEN = re.compile(r"(?P<writer>gold|AV|rotated_codebook|site habit)(, (?P<change>[^:]+))?: (?P<reader>.+)")
 BLIND, GOLD, AV, CODE = "never saw the diff", "measured claims", "the oracle's claims", "a code without meaning"
+CHECKED = "only the check of claims saw the diff"
 GOLD_ALTERED, AV_ALTERED = "measured claims, altered", "the oracle's claims, altered"
 BOUNDS, RANDOM = "bounds", "random errors"
 _WRITERS = {"gold": (GOLD, GOLD_ALTERED), "AV": (AV, AV_ALTERED), "rotated_codebook": (CODE, CODE)}
-GROUPS = (BOUNDS, RANDOM, BLIND, GOLD, AV, CODE, GOLD_ALTERED, AV_ALTERED)
+_WRITERS["site habit"] = (BLIND, CHECKED)
+GROUPS = (BOUNDS, RANDOM, BLIND, CHECKED, GOLD, AV, CODE, GOLD_ALTERED, AV_ALTERED)
 """In the order in which they are shown."""
 
 MEANINGS = {
     "site mean, token mean, global mean": "nothing but where, or at which token, or not even that",
     "before": "the residual before the diff, by ridge regression",
+    "site habit": "what explains the site's other diffs best; with false claims removed, by a check that sees the diff",
     "text: AR": "the text, by a transformer that was trained for it",
     "text: explained": "what the oracle claims when it is shown the text and no diff",
     "text: prompted": "what the model claims from the text after a few examples, without any training",
@@ -58,9 +61,10 @@ class RungName:
         found = _WRITTEN.fullmatch(name)
         if found:
             plain, altered = _WRITERS[found["writer"]]
-            if found["change"]:
-                return cls(name, altered, f"{found['change']}: {found['reader']}")
-            return cls(name, plain, found["reader"])
+            group = altered if found["change"] else plain
+            if group in (BLIND, CHECKED):
+                return cls(name, group, name)
+            return cls(name, group, f"{found['change']}: {found['reader']}" if found["change"] else found["reader"])
         if name in ("true diff", "no diff"):
             return cls(name, BOUNDS, name)
         if name.startswith(("error of", "same cosine")):

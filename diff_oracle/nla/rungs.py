@@ -10,19 +10,21 @@ from jaxtyping import Float
 
 from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.codebook import rotated_claims
-from diff_oracle.nla.linear import SiteRidge, TokenMeans
+from diff_oracle.nla.linear import SiteRidge, TokenMeans, rows_by_site
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.rows import Claims, Rows, other_documents
 from diff_oracle.subject.model import Subject
 from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.text import Vocabulary
+from diff_oracle.tasks.usual import best_constant
 
 Rebuilt = Float[np.ndarray, "row d_model"]
-DIFF_BLIND = ("site mean", "token mean", "before", "text: AR", "text: explained", "text: prompted")
+DIFF_BLIND = ("site mean", "token mean", "before", "site habit: bag", "text: AR", "text: explained", "text: prompted")
 """Rungs that never saw the diff."""
 
 
 STATE_SCALES = (1.0, 3.0)
+"""How large the state may be read beside claims, in root mean squares of theirs."""
 
 
 class BagReader:
@@ -133,6 +135,14 @@ def gold_rungs(
     for name, alter in ALTERED.items():
         rungs[f"gold, {name}: bag"] = plain(test, alter(test, test.gold, seed))
     return rungs, plain, with_before
+
+
+def site_habit(train: Rows, rows: Rows) -> list[Claims]:
+    """For each row what explains its site's training rows best, whatever its own diff does."""
+    most = max(map(len, train.gold))
+    usual = {site: best_constant([train.gold[i] for i in of_site], most) for site, of_site in rows_by_site(train.sites)}
+    everywhere = best_constant(train.gold, most)
+    return [list(usual.get(site, everywhere)) for site in rows.sites]
 
 
 def shuffled(rows: Rows, claims: Sequence[Claims], seed: int) -> list[Claims]:

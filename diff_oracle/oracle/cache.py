@@ -77,8 +77,14 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache for a model; layers that see a window of the text alone have transformers' own."""
+    """An empty cache for a model; layers that see a window of the text alone have transformers' own.
+
+    Raises:
+        ValueError: A layer of the model keeps something else than keys and values.
+    """
     cache = DynamicCache(config=model.config.get_text_config())
+    if strange := {type(layer).__name__ for layer in cache.layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
+        raise ValueError(f"{type(model).__name__} cannot be asked: it has layers without attention ({strange.pop()})")
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

@@ -53,7 +53,9 @@ def write_answers(
         The answers, as wide as the longest; the end-of-sequence token stands where they end and behind it. And which
         of them were cut off.
     """
-    num_rows, device, window = len(seen), hidden.device, sliding_window(model)
+    num_rows, device = len(seen), hidden.device
+    # Where attention counts the places of a cache in place of the positions of what is seen, nothing may lie between.
+    room = sliding_window(model) if model._supports_attention_backend else 0.0
     ids = torch.full((num_rows, max_new_tokens), eos_id, device=device)
     lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
     live = torch.arange(num_rows, device=device)  # the rows that have not ended
@@ -80,17 +82,15 @@ def write_answers(
             going_on = _in_place(going_on)
             live, last, seen = live[going_on], last[going_on], seen[going_on]
             cache.batch_select_indices(going_on)
-        # Models with a window count places, not what is seen of them: there nothing may lie between.
         drafts = _drafts(ids[live], lengths[live], newline_id, like)
-        if seen.shape[1] + drafts.shape[1] + max_new_tokens > window:
+        if seen.shape[1] + drafts.shape[1] + max_new_tokens > room:
             drafts = drafts[:, :0]
         read = torch.cat([last[:, None], drafts], dim=1)
-        start = seen.sum(dim=1, keepdim=True)
         seen = torch.cat([seen, (read != _NONE).to(seen.dtype)], dim=1)
         states = model.base_model(
             input_ids=read.clamp(min=0),
             attention_mask=seen,
-            position_ids=start + torch.arange(read.shape[1], device=device),
+            position_ids=(seen.cumsum(dim=1) - 1)[:, -read.shape[1] :],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state

@@ -26,7 +26,7 @@ class Reading:
 
     Attributes:
         diffs: Those that were read.
-        said: Of the questions that were asked, the tokens of the first diff's answer.
+        said: Of the questions that were asked, the tokens of the first answer.
     """
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ def orthogonal(
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide.bfloat16() if matrix.is_cuda else wide.float()
     x = x / x.norm().clamp(min=eps)
-    if x.dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0]:
+    if x.dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0] and steps <= 5:
         x = _product_of_steps(x @ x.T, coefficients, steps) @ x
     else:
         for _ in range(steps):
@@ -69,7 +69,7 @@ def _product_of_steps(
     """What all steps multiply a matrix X by, from X·Xᵀ: for a low-rank adapter's far smaller than X itself.
 
     A step multiplies by Q = a + b·G + c·G², where G is the Gram matrix of X at that step, and makes it Q·G·Q. Rounding
-    errors of G grow with the square of a in each step: float32 has room for them, bfloat16 has not.
+    errors of G grow with the square of a in each step: float32 has room for five steps of them, bfloat16 has not.
     """
     a, b, c = coefficients
     product = torch.eye(len(gram), device=gram.device)

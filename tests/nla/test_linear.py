@@ -11,7 +11,7 @@ from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.linear import PENALTIES, SiteRidge, TokenMeans
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.rows import Rows
-from diff_oracle.nla.rungs import STATE_SCALES, BagReader, beyond, blind_rungs, fit_before, shuffled
+from diff_oracle.nla.rungs import STATE_SCALES, BagReader, beyond, blind_rungs, fit_before, shuffled, site_habit
 from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.claims import NO_CHANGE, Claim
 from tests.nla.made import EMBEDDING, SITES, WIDTH, made_rows
@@ -149,6 +149,22 @@ def test_of_each_kind_of_site_the_state_is_read_as_large_as_select_asks(monkeypa
         alone.append(errors())
     assert alone[0][0] < alone[1][0] and alone[1][1] < alone[0][1]
     assert both == pytest.approx((alone[0][0], alone[1][1]))
+
+
+def test_a_site_s_habit_is_what_its_training_rows_share() -> None:
+    shared = Claim("raises", 3)
+    gold = [
+        [shared, Claim("lowers", i)] if record.site == SITES[0] else [Claim("lowers", i)]
+        for i, record in enumerate(TRAIN.records)
+    ]
+    train = replace(TRAIN, gold=gold)
+    habits = {site: {tuple(row) for row, at in zip(site_habit(train, TEST), TEST.sites, strict=True) if at == site}
+              for site in SITES}  # fmt: skip
+    assert all(len(found) == 1 for found in habits.values())  # whatever the row
+    assert habits[SITES[0]].pop()[0] == shared
+    assert shared not in habits[SITES[1]].pop()
+    elsewhere = replace(TEST, records=[replace(record, site="L9") for record in TEST.records])
+    assert site_habit(train, elsewhere)[0][0] == shared
 
 
 def test_what_the_state_does_not_tell_is_what_it_leaves() -> None:

@@ -8,14 +8,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoConfig,
+    Lfm2Config,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MptConfig,
+    PretrainedConfig,
+)
 
+from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import draft, repeating, write_answers
+from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle
-from diff_oracle.oracle.prompt import Prompt
+from diff_oracle.oracle.prompt import Prompt, PromptConfig
+from diff_oracle.oracle.storage import OracleConfig
+from diff_oracle.subject.loading import LoadedModel, SubjectConfig, identify
 from diff_oracle.tasks.explanation import PHRASINGS
-from tests.helpers import ARCHITECTURES, diff_at
+from tests.helpers import ARCHITECTURES, diff_at, random_loaded
 from tests.oracle.conftest import MakeOracle
 
 NEWLINE, MINUS = 0, 1
@@ -114,11 +127,17 @@ def whole_passes(oracle: Oracle, prompt: Prompt, choose: Callable[[list[int], Te
     return said
 
 
-@pytest.mark.parametrize("like", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_drafts_change_no_token(architecture: str, like: bool, make_oracle: MakeOracle) -> None:
-    """Where lines are often, not always, as the line before."""
-    oracle = make_oracle(architecture)
+def made_prompts(oracle: Oracle) -> list[Prompt]:
+    """Of different lengths."""
+    rng, width = np.random.default_rng(0), oracle.prompts.d_model
+    return [
+        oracle.prompts.about(diff_at(site, rng.standard_normal(width).astype(np.float32)), ("Why?",))
+        for site in ("L0", "L11H7", "L2:4", "L3.attn", "L10H11")
+    ]
+
+
+def passes_of_same_answers(oracle: Oracle, like: bool, most: int = 24) -> list[int]:
+    """Writes lines that are often, not always, as the line before, in both ways; how many tokens each pass read."""
     eos, newline, base = oracle.prompts.eos_id, oracle.vocabulary.newline[-1], oracle.lm.get_base_model()
 
     def choose(said: list[int], logits: Tensor) -> int:
@@ -129,11 +148,7 @@ def test_drafts_change_no_token(architecture: str, like: bool, make_oracle: Make
             return eos if best == 0 else newline
         return 11 + 2 * place + (best > (5, 2, 3)[place])
 
-    rng, width = np.random.default_rng(0), oracle.prompts.d_model
-    prompts = [
-        oracle.prompts.about(diff_at(site, rng.standard_normal(width).astype(np.float32)), ("Why?",))
-        for site in ("L0", "L11H7", "L2:4", "L3.attn", "L10H11")
-    ]
+    prompts = made_prompts(oracle)
     batch, cache = oracle.prompts.collate(prompts), growing_cache(base)
     with torch.no_grad(), oracle.injector.injecting(batch["slot_mask"], batch["vectors"]):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}  # type: ignore[literal-required]
@@ -147,7 +162,7 @@ def test_drafts_change_no_token(architecture: str, like: bool, make_oracle: Make
         cache,
         eos,
         newline,
-        24,
+        most,
         lambda _, said, lengths, logits: torch.tensor(
             [choose(row[:n], of_row) for row, n, of_row in zip(said.tolist(), lengths.tolist(), logits, strict=True)]
         ),
@@ -155,13 +170,59 @@ def test_drafts_change_no_token(architecture: str, like: bool, make_oracle: Make
     )
     handle.remove()
     for prompt, row, unfinished in zip(prompts, ids.tolist(), cut_off.tolist(), strict=True):
-        said = whole_passes(oracle, prompt, choose, 24)
+        said = whole_passes(oracle, prompt, choose, most)
         assert row == said + [eos] * (len(row) - len(said))
         assert unfinished == (said[-1] != eos)
-    if oracle.sliding_window == float("inf"):
-        assert max(passes) == 4
-    else:
-        assert set(passes) == {1}
+    return passes
+
+
+@pytest.mark.parametrize("like", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_drafts_change_no_token(architecture: str, like: bool, make_oracle: MakeOracle) -> None:
+    oracle = make_oracle(architecture)
+    assert max(passes_of_same_answers(oracle, like)) == (4 if oracle.sliding_window == float("inf") else 1)
+
+
+SMALL = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MptConfig(d_model=64, n_layers=3, n_heads=4, max_seq_len=512, **SMALL),
+        GPTNeoConfig(hidden_size=48, num_layers=4, attention_types=[[["global", "local"], 2]], num_heads=4,
+                     window_size=40, max_position_embeddings=512, **SMALL),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_where_attention_counts_places_of_the_cache_nothing_is_drafted(config: PretrainedConfig) -> None:
+    assert set(passes_of_same_answers(made_of(config), like=True)) == {1}
+
+
+def test_drafts_do_not_reach_past_the_table_of_positions(make_oracle: MakeOracle) -> None:
+    width = max(len(prompt.ids) for prompt in made_prompts(make_oracle("gpt2")))
+    oracle = made_of(GPT2Config(n_embd=48, n_layer=3, n_head=4, n_positions=width + 23, **SMALL))
+    assert max(passes_of_same_answers(oracle, like=True)) == 4
+
+
+def test_a_model_whose_layers_keep_more_than_keys_and_values_is_refused() -> None:
+    config = Lfm2Config(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                        num_key_value_heads=2, layer_types=["conv", "full_attention"], **SMALL)  # fmt: skip
+    with pytest.raises(ValueError, match="Lfm2ForCausalLM cannot be asked: it has layers without attention"):
+        growing_cache(AutoModelForCausalLM.from_config(config))
+
+
+def made_of(config: PretrainedConfig) -> Oracle:
+    """An oracle on random weights of an architecture that `source=random` does not have."""
+    torch.manual_seed(0)
+    model, tokenizer = AutoModelForCausalLM.from_config(config).eval(), random_loaded("llama").tokenizer
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.2)
+    loaded = LoadedModel(model, tokenizer, identify(config.model_type, model, tokenizer, "float32"))
+    options = OracleConfig(LoraOptions(rank=4, alpha=4.0), PromptConfig(), InjectionConfig())
+    return Oracle(loaded, SubjectConfig(), options).eval()
 
 
 class DistinctLines(LogitsProcessor):
