@@ -4,7 +4,7 @@
 
 Left out are: drafts (oracle/decoding.py), so that every pass of the oracle writes one token an answer; on a CPU,
 batches in threads of their own (oracle/side_by_side.py), so that all cores share every operation. The ways take turns
-in one process, and every one of them must say the same.
+in one process, and say the same, but for a close choice in fifty that rounding may turn.
 """
 
 import json

@@ -13,8 +13,12 @@ BLIND, GOLD, AV, CODE = "never saw the diff", "measured claims", "the oracle's c
 CHECKED = "only the check of claims saw the diff"
 GOLD_ALTERED, AV_ALTERED = "measured claims, altered", "the oracle's claims, altered"
 BOUNDS, RANDOM = "bounds", "random errors"
-_WRITERS = {"gold": (GOLD, GOLD_ALTERED), "AV": (AV, AV_ALTERED), "rotated_codebook": (CODE, CODE)}
-_WRITERS["site habit"] = (BLIND, CHECKED)
+_WRITERS = {
+    "gold": (GOLD, GOLD_ALTERED),
+    "AV": (AV, AV_ALTERED),
+    "rotated_codebook": (CODE, CODE),
+    "site habit": (BLIND, CHECKED),
+}
 GROUPS = (BOUNDS, RANDOM, BLIND, CHECKED, GOLD, AV, CODE, GOLD_ALTERED, AV_ALTERED)
 """In the order in which they are shown."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +19,7 @@ from transformers import DynamicCache
 from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import write_answers
 from diff_oracle.oracle.model import Oracle
-from diff_oracle.oracle.prompt import Batch, Prompt
+from diff_oracle.oracle.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def sample(
     """
     base = oracle.lm.get_base_model()
     cache = growing_cache(base)
-    hidden, seen = _read(oracle, prompts, cache)
+    hidden, seen = oracle.read(prompts, cache)
     cache.batch_repeat_interleave(group_size)
     hidden, seen = (tensor.repeat_interleave(group_size, dim=0) for tensor in (hidden, seen))
     shape, device = (len(seen), max_new_tokens), oracle.device
@@ -122,7 +121,7 @@ def log_probs(oracle: Oracle, samples: Samples) -> Float[Tensor, "sample token"]
     place = {id(prompt): i for i, prompt in enumerate(prompts)}
     rows = torch.tensor([place[id(prompt)] for prompt in samples.prompts], device=ids.device)
     cache = DynamicCache(config=base.config.get_text_config())  # whose keys and values have gradients
-    last, seen = _read(oracle, prompts, cache)
+    last, seen = oracle.read(prompts, cache)
     cache.batch_select_indices(rows)
     before = last[rows, None]  # each token is read off the place before it
     if ids.shape[1] > 1:
@@ -147,24 +146,3 @@ def drift(samples: Samples, again: Float[Tensor, "sample token"]) -> float:
 
 def _draw(scores: Float[Tensor, "row vocab"], generator: torch.Generator) -> Int[Tensor, "row"]:
     return torch.multinomial(scores.exp(), 1, generator=generator)[:, 0]
-
-
-def _read(
-    oracle: Oracle, prompts: Sequence[Prompt], cache: DynamicCache
-) -> tuple[Float[Tensor, "prompt d_model"], Int[Tensor, "prompt pos"]]:
-    """Reads prompts, with their diffs, into an empty cache; returns the last hidden state and the attention mask."""
-    batch: Any = oracle.prompts.collate(prompts)
-    inputs = Batch(**{name: tensor.to(oracle.device) for name, tensor in batch.items()})  # type: ignore[typeddict-item]
-    with oracle.injector.injecting(inputs["slot_mask"], inputs["vectors"]):
-        hidden = (
-            oracle.lm.get_base_model()
-            .base_model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                position_ids=inputs["position_ids"],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            .last_hidden_state
-        )
-    return hidden[:, -1], inputs["attention_mask"]

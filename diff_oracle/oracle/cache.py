@@ -5,10 +5,8 @@ transformers' own cache is copied whole for every token that is added to it.
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -22,7 +20,6 @@ class GrowingLayer(DynamicLayer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._buffers: list[Tensor] = []
-        self._spare: list[Tensor] = []  # memory for buffers, of as many rows or more
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds positions; returns all keys and values."""
@@ -34,28 +31,14 @@ class GrowingLayer(DynamicLayer):
         new, end = (key_states, value_states), length + key_states.shape[-2]
         held = [self.keys, self.values]
         if not self._holds(held) or self._buffers[0].shape[-2] < end:
-            if not _fit(self._spare, held, end):
-                room = end + max(_ROOM, end // 2)
-                self._spare = [values.new_empty((*values.shape[:-2], room, values.shape[-1])) for values in held]
-            self._buffers = [spare[: len(self.keys)] for spare in self._spare]
+            room = end + max(_ROOM, end // 2)
+            self._buffers = [values.new_empty((*values.shape[:-2], room, values.shape[-1])) for values in held]
             for buffer, values in zip(self._buffers, held, strict=True):
                 buffer[..., :length, :] = values
         for buffer, values in zip(self._buffers, new, strict=True):
             buffer[..., length:end, :] = values
         self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
         return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps these rows, in this order; those that stay in their place are not moved."""
-        held, length = [self.keys, self.values], self.get_seq_length()
-        if not length or not self._holds(held) or len(indices) > len(self.keys):
-            super().batch_select_indices(indices)
-            return
-        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().flatten()
-        for values in held:
-            values[moved] = values[indices[moved]]
-        self._buffers = [buffer[: len(indices)] for buffer in self._buffers]
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
     def _holds(self, held: list[Tensor]) -> bool:
         """Whether what is held is the beginning of the buffers: rows may have been chosen, repeated or cut since."""
@@ -69,11 +52,7 @@ class GrowingLayer(DynamicLayer):
     def reset(self) -> None:
         """Forgets everything."""
         super().reset()
-        self.leave_buffers()
-
-    def leave_buffers(self, spare: GrowingLayer | None = None) -> None:
-        """From now on the buffers are another layer's; those of a layer that is done with are taken instead."""
-        self._buffers, self._spare = [], [] if spare is None else spare._spare
+        self._buffers = []
 
 
 def growing_cache(model: PreTrainedModel) -> DynamicCache:
@@ -87,35 +66,6 @@ def growing_cache(model: PreTrainedModel) -> DynamicCache:
         raise ValueError(f"{type(model).__name__} cannot be asked: it has layers without attention ({strange.pop()})")
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def _fit(spare: list[Tensor], held: list[Tensor], length: int) -> bool:
-    """Whether there is room for so many positions of the rows that are held."""
-    return len(spare) == len(held) and all(
-        len(one) >= len(values)
-        and one.shape[-2] >= length
-        and (one.shape[1:-2], one.shape[-1]) == (values.shape[1:-2], values.shape[-1])
-        and (one.dtype, one.device) == (values.dtype, values.device)
-        for one, values in zip(spare, held, strict=True)
-    )
-
-
-def rows_of(cache: DynamicCache, rows: Tensor, done_with: DynamicCache | None = None) -> DynamicCache:
-    """Another cache, with these rows of one that stays as it is.
-
-    Args:
-        cache: Whose rows.
-        rows: Which.
-        done_with: Its memory is used again: to have the system clear new pages costs more than to fill them.
-    """
-    chosen = copy(cache)
-    chosen.layers = [copy(layer) for layer in cache.layers]
-    spares = [None] * len(chosen.layers) if done_with is None else done_with.layers
-    for layer, spare in zip(chosen.layers, spares, strict=True):
-        if isinstance(layer, GrowingLayer):
-            layer.leave_buffers(spare)  # of the same kind, as both caches are of one model
-    chosen.batch_select_indices(rows)
-    return chosen
 
 
 def sliding_window(model: PreTrainedModel) -> float:

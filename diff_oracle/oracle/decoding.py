@@ -79,7 +79,6 @@ def write_answers(
         if not len(going_on):
             break
         if len(going_on) < len(live):
-            going_on = _in_place(going_on)
             live, last, seen = live[going_on], last[going_on], seen[going_on]
             cache.batch_select_indices(going_on)
         drafts = _drafts(ids[live], lengths[live], newline_id, like)
@@ -96,16 +95,6 @@ def write_answers(
         ).last_hidden_state
     ended = ids[torch.arange(num_rows, device=device), lengths - 1] == eos_id
     return ids[:, : int(lengths.max())], ~ended
-
-
-def _in_place(rows: Int[Tensor, "kept"]) -> Int[Tensor, "kept"]:
-    """Ascending rows in another order: as many as can stay in their own place, so that a cache moves the fewest."""
-    number = len(rows)
-    places = torch.arange(number, device=rows.device)
-    holes = torch.ones(number, dtype=torch.bool, device=rows.device)
-    holes[rows[rows < number]] = False
-    places[holes] = rows[rows >= number]
-    return places
 
 
 def answer_of(ids: Int[Tensor, "token"], eos_id: int) -> list[int]:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from diff_oracle.oracle.adapter import add_adapter, load_adapter
 from diff_oracle.oracle.cache import growing_cache, sliding_window
@@ -138,21 +138,13 @@ class Oracle(nn.Module):
         """The same, with how each ended."""
         answers, like = [Generated("", 0, True)] * len(prompts), list[int]()
         for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
-            batch = self._batch([prompts[i] for i in indices])
             base, cache = self.lm.get_base_model(), growing_cache(self.lm.get_base_model())
-            with self.injector.injecting(batch["slot_mask"], batch["vectors"]):
-                hidden = base.base_model(
-                    input_ids=batch["input_ids"],
-                    attention_mask=batch["attention_mask"],
-                    position_ids=batch["position_ids"],
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
+            hidden, seen = self.read([prompts[i] for i in indices], cache)
             eos_id, newline_id = self.prompts.eos_id, self.vocabulary.newline[-1]
             ids, cut_off = write_answers(
                 base,
                 hidden,
-                batch["attention_mask"],
+                seen,
                 cache,
                 eos_id,
                 newline_id,
@@ -165,6 +157,25 @@ class Oracle(nn.Module):
                 length = len(row) if unfinished else row.index(eos_id) + 1
                 answers[i] = Generated(self.vocabulary.decode(row), length, unfinished)
         return answers
+
+    def read(
+        self, prompts: Sequence[Prompt], cache: DynamicCache
+    ) -> tuple[Float[Tensor, "prompt d_model"], Int[Tensor, "prompt pos"]]:
+        """Reads prompts, with their diffs, into an empty cache; returns their last hidden states and attention mask."""
+        batch = self._batch(prompts)
+        with self.injector.injecting(batch["slot_mask"], batch["vectors"]):
+            hidden = (
+                self.lm.get_base_model()
+                .base_model(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    position_ids=batch["position_ids"],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                .last_hidden_state
+            )
+        return hidden[:, -1], batch["attention_mask"]
 
     @torch.no_grad()
     def choice_log_probs(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
-from diff_oracle.oracle.cache import growing_cache, rows_of
+from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import answer_of, likeliest, write_answers
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.subject.capture import Diff
@@ -45,7 +45,6 @@ class Reading:
         self._mask = batch["attention_mask"].to(oracle.device)
         base = oracle.lm.get_base_model()
         self._cache = growing_cache(base)
-        self._asked: DynamicCache | None = None  # the last question's
         with oracle.injector.injecting(batch["slot_mask"].to(oracle.device), batch["vectors"].to(oracle.device)):
             base.base_model(
                 input_ids=batch["input_ids"].to(oracle.device),
@@ -87,8 +86,8 @@ class Reading:
         """A question to some rows, behind what was read, and a copy of what that left."""
         prompt = self._oracle.prompts.about(self.diffs[0], question)
         asked = torch.tensor(prompt.ids[prompt.shared :], device=self._mask.device).expand(len(rows), -1)
-        kept = torch.tensor(rows, device=self._mask.device)
-        self._asked = cache = rows_of(self._cache, kept, done_with=self._asked)
+        cache, kept = deepcopy(self._cache), torch.tensor(rows, device=self._mask.device)
+        cache.batch_select_indices(kept)
         seen = torch.cat([self._mask[kept], torch.ones_like(asked)], dim=1)
         return {
             "input_ids": asked,

@@ -1,4 +1,5 @@
 import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,10 @@ def test_the_bundled_model_is_a_trained_one() -> None:
     assert sum(file.stat().st_size for file in TINY.iterdir()) < 8e6
 
 
-def test_key_heads_that_are_shared_are_not_copied_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_shared_key_heads_are_not_copied_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA", raising=False)
     model = load_hf_model(SubjectConfig()).model
+    assert ("TRANSFORMERS_SDPA_FORCE_GQA" in os.environ) != torch.accelerator.is_available()
     assert model.config.num_key_value_heads < model.config.num_attention_heads
     ids = torch.arange(24).reshape(2, 12)
     mask = torch.ones_like(ids)
