@@ -2,7 +2,7 @@
 
     python -m diff_oracle.train '+task=[logit_lens,attention,layer_skip,explanation]' run_dir=runs/explainer
     python -m diff_oracle.train_ar oracle=runs/explainer run_dir=runs/nla
-    python -m diff_oracle.train_ar oracle=runs/explainer reader=bag_of_words        # closed form alone, in a minute
+    python -m diff_oracle.train_ar oracle=runs/explainer reader=bag_of_words        # closed form alone
 
 The oracle must have been trained to explain. Into the run directory go the pair (`nla/`), `ladder.json`,
 `explanations.json` (some rows with what was said of them), `held_out.json` (how the pair does row by row) and
@@ -55,6 +55,9 @@ class TrainArConfig:
     reconstructor; or `tiny`."""
     data_dir: str | None = None
     """Where the dataset's folder lies now, if it is not where training found it."""
+    dataset: str | None = None
+    """Folder of another dataset of the same model, to learn from and be measured on: readers want many rows of each
+    site. A document is in the same split of every dataset."""
     reader: str = "transformer"
     """`transformer`, or `bag_of_words`: only what is fitted in closed form."""
     ar: ReconstructorConfig = field(default_factory=ReconstructorConfig)
@@ -79,6 +82,8 @@ class TrainArConfig:
     def __post_init__(self) -> None:
         if self.reader not in READERS:
             raise ValueError(f"unknown reader {self.reader!r}: choose from {', '.join(READERS)}")
+        if self.dataset is not None and self.data_dir is not None:
+            raise ValueError("choose either dataset= or data_dir=, which says where the oracle's own dataset lies")
 
 
 def run(config: TrainArConfig) -> float:
@@ -141,7 +146,7 @@ def _load(config: TrainArConfig, device: str) -> tuple[Oracle, ExplanationConfig
             f"oracle={source} was not trained to explain: train one with "
             "'+task=[logit_lens,attention,layer_skip,explanation]'"
         )
-    dataset = Path(about["dataset"])
+    dataset = Path(config.dataset or about["dataset"])
     if config.data_dir is not None:
         dataset = Path(config.data_dir) / dataset.name
     return Oracle.from_pretrained(oracle_of(source), device), ExplanationConfig(**named), dataset
@@ -160,13 +165,15 @@ def _train_readers(
         before = fit_before(train, select)
         train, select = beyond(train, before), beyond(select, before)
     penalties_on, select = select, Rows(*(values[:few] for values in vars(select).values()))
-    gold: tuple[list[Claims], list[Claims]] = list(train.gold), list(select.gold)
-    none: tuple[list[Claims], list[Claims]] = [()] * len(train), [()] * few
+    gold: tuple[list[Claims], list[Claims]] = list(train.gold), list(penalties_on.gold)
+    none: tuple[list[Claims], list[Claims]] = [()] * len(train), [()] * len(penalties_on)
     blind = replace(config.reading, context_only=True)
     shared: dict[str, Any] = {"base": av.identity.weights_hash, "train_rows": len(train), "select_rows": few}
     jobs = [(AR, config.ar, gold, config.reading, config.seed)]
     jobs += [(SECOND_AR, config.ar, gold, config.reading, config.seed + 1)] if config.second_seed else []
-    jobs += [(CONTEXT_AR, replace(config.ar, before="text", floor=False), none, blind, config.seed)]
+    # From no claims its floor tells each site's mean, as the others' does.
+    context = replace(config.ar, before="text", floor=config.ar.show_site)
+    jobs += [(CONTEXT_AR, context, none, blind, config.seed)]
     rewriting, run_dir = config.rewriting, Path(config.run_dir or ".")
     wordings = more_wordings(rewriting, train.gold, av.vocabulary, config.seed, device)
     if rewriting.source != "none":
@@ -178,11 +185,12 @@ def _train_readers(
         torch.manual_seed(seed)  # the adapter's start; every other draw is keyed
         readers[name] = Reconstructor.create(av.base, kind, device)
         readers[name].wordings = wordings
-        readers[name].fit_floor(train, penalties_on, (train.gold, penalties_on.gold), seed)
+        readers[name].fit_floor(train, penalties_on, claims, seed)
         folder = run_dir / FOLDERS[name]
         settings = {"reading": asdict(reading), "ar": asdict(kind), "training": asdict(config.training), "seed": seed}
+        read = claims[0], claims[1][:few]
         history = train_reconstructor(
-            readers[name], train, select, claims, config.training, reading, seed, folder, shared | settings
+            readers[name], train, select, read, config.training, reading, seed, folder, shared | settings
         )
         skipped[name] = skipped_steps(history)
     return readers, skipped

@@ -25,7 +25,7 @@ from diff_oracle.evaluation.bootstrap import Estimate
 from diff_oracle.nla.arms import BEGAN, HELD_OUT_BEFORE, LADDER, LADDER_BEFORE
 from diff_oracle.nla.evaluation import AR, Splits, evaluate_pair
 from diff_oracle.nla.health import draw_health
-from diff_oracle.nla.held_out import HELD_OUT, HeldOut, gains
+from diff_oracle.nla.held_out import HELD_OUT, OF_OTHER, HeldOut, gains
 from diff_oracle.nla.ladder import to_rows
 from diff_oracle.nla.pair import AV, DiffNLA
 from diff_oracle.nla.report import print_ladder
@@ -87,7 +87,7 @@ def run(config: TrainRlConfig) -> float | None:
         if not learning.begun:  # what another run may have left here
             for left in (HELD_OUT, HELD_OUT_BEFORE):
                 (run_dir / left).unlink(missing_ok=True)
-        before = bench.measure(run_dir, LADDER_BEFORE, HELD_OUT_BEFORE)
+        before = bench.measure(run_dir, LADDER_BEFORE, HELD_OUT_BEFORE, made_by["commit"])
     wait()
     measured_at = time.monotonic()
     learning.fit()
@@ -98,7 +98,7 @@ def run(config: TrainRlConfig) -> float | None:
     for name, reader in source.readers.items():
         if name != AR:  # others than the one that learned with the writer: they are as they were
             reader.save(run_dir / FOLDERS[name])
-    after = bench.measure(run_dir, LADDER, HELD_OUT)
+    after = bench.measure(run_dir, LADDER, HELD_OUT, made_by["commit"])
     found = gains(after, before, source.ladder.resamples, source.seed)
     health = {"stopped": learning.stopped, "best_step": learning.best_step, "lines": learning.lines}
     about = made_by | {
@@ -134,7 +134,8 @@ class _Bench:
         self.dataset = open_dataset(path, identity.weights_hash, identity.tokenizer_hash)
         self.splits = Splits.read(self.dataset, source.ladder, source.named, source.av, source.seed)
         self.subject = Subject(load_hf_model(source.av.base, device))
-        self.oracle_dir = json.loads((Path(config.nla) / "run.json").read_text())["oracle"]
+        about = json.loads((Path(config.nla) / "run.json").read_text())
+        self.oracle_dir, self._measured_by = about["oracle"], about.get("commit")
 
     def learning(self, run_dir: Path) -> ReinforcementLearning:
         """The run, ready to begin or to go on."""
@@ -150,12 +151,16 @@ class _Bench:
             self.pair, reference, train, select, self.subject, self.source.ladder.truth, rl, run_dir, settings
         )
 
-    def measure(self, run_dir: Path, ladder: str, held_out: str) -> HeldOut:
-        """The pair as it is, on split `test`; read from disk where a killed run, or `train_ar`, measured it."""
+    def measure(self, run_dir: Path, ladder: str, held_out: str, commit: str | None) -> HeldOut:
+        """The pair as it is, on split `test`; read from disk where a killed run, or `train_ar`, measured it.
+
+        What `train_ar` measured in another state of the code, given its commit, is measured anew: a rung that was
+        changed since would look like a gain.
+        """
         began = Path(self.config.nla)
         if (run_dir / held_out).is_file():
             pass
-        elif held_out == HELD_OUT_BEFORE and (began / HELD_OUT).is_file():
+        elif held_out == HELD_OUT_BEFORE and (began / HELD_OUT).is_file() and self._measured_by == commit:
             shutil.copy(began / LADDER, run_dir / ladder)
             shutil.copy(began / HELD_OUT, run_dir / held_out)
         else:
@@ -174,7 +179,8 @@ def _write(file: Path, content: object) -> None:
 
 def _report(found: dict[str, Estimate], learning: ReinforcementLearning) -> None:
     """What was gained, for people."""
-    shown = [f"{metric} {e.value:+.3f} [{e.ci_low:+.3f}, {e.ci_high:+.3f}]" for metric, e in found.items()]
+    own = {metric: e for metric, e in found.items() if not metric.startswith(OF_OTHER)}
+    shown = [f"{metric} {e.value:+.3f} [{e.ci_low:+.3f}, {e.ci_high:+.3f}]" for metric, e in own.items()]
     print(f"over {BEGAN}: {', '.join(shown)}")
     last = learning.lines[-1]["step"]
     print(f"best of {last} steps on select: {learning.best_step}")

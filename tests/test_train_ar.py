@@ -1,7 +1,8 @@
 """The diff-NLA as a person makes it: an oracle that explains, a reconstructor, the ladder, and the pair from disk."""
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = "+task=[logit_lens,attention,layer_skip,explanation]"
     settings = compose("train", TrainConfig, [tasks, "+debug=smoke", f"data_dir={folder / 'data'}", *BRIEF])
     untrained_oracle().save(folder / "oracle" / "oracle")
-    about = {"dataset": str(build(settings)), "config": asdict(settings)}
+    build(settings)
+    about = {"dataset": str(folder / "gone"), "config": asdict(settings)}
     (folder / "oracle" / "run.json").write_text(json.dumps(about))
     train_ar.run(config(folder, "pair"))
     return folder
@@ -40,7 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, name: str, *more: str) -> TrainArConfig:
     (folder / name).mkdir(exist_ok=True)
-    places = [f"oracle={folder / 'oracle'}", f"run_dir={folder / name}"]
+    (dataset,) = (folder / "data").iterdir()
+    places = [f"oracle={folder / 'oracle'}", f"dataset={dataset}", f"run_dir={folder / name}"]
     return compose("train_ar", TrainArConfig, [*places, *FEW, *SHORT, "second_seed=false", *more])
 
 
@@ -73,7 +76,7 @@ def test_the_same_pair_gives_the_same_ladder(made: Path) -> None:
         assert json.loads((made / "again" / name).read_text()) == json.loads((made / "pair" / name).read_text())
 
 
-def test_the_pair_explains_rebuilds_and_scores(made: Path) -> None:
+def test_the_pair_explains_rebuilds_and_scores(made: Path, tmp_path: Path) -> None:
     pair = DiffNLA.from_pretrained(made / "pair" / "nla")
     about = json.loads((made / "pair" / "run.json").read_text())
     dataset = open_dataset(Path(about["dataset"]), pair.av.identity.weights_hash, pair.av.identity.tokenizer_hash)
@@ -87,6 +90,14 @@ def test_the_pair_explains_rebuilds_and_scores(made: Path) -> None:
     assert score.true_claims in (0, 1, 2)
     assert pair.score(record, "raises: the").true_claims is None
     assert score.nmse == pytest.approx(2 * (1 - score.cosine))
+    pair.ar.config = replace(pair.ar.config, target="residual")
+    with pytest.raises(ValueError, match="rebuilds the residual of ridge regression"):
+        pair.score(record, "raises: the")
+    shutil.copytree(made / "pair" / "nla", tmp_path / "nla")
+    settings = tmp_path / "nla" / "nla.json"
+    settings.write_text(settings.read_text().replace('"num_read": 1', '"num_read": 2'))
+    with pytest.raises(ValueError, match=r"nla\.json cannot be read.*edited since it was saved"):
+        DiffNLA.from_pretrained(tmp_path / "nla")
 
 
 def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
@@ -94,6 +105,8 @@ def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
         train_ar.run(config(made, "pair"))
     with pytest.raises(ValueError, match="is no run directory of diff_oracle.train"):
         train_ar.run(compose("train_ar", TrainArConfig, [f"oracle={tmp_path}", f"run_dir={tmp_path / 'x'}"]))
+    with pytest.raises(ValueError, match="choose either dataset= or data_dir="):
+        config(made, "pair", f"data_dir={tmp_path}")
     with pytest.raises(ValueError, match="either oracle=RUN"):
         evaluate.run(compose("evaluate", EvaluateConfig, [f"run_dir={tmp_path}"]))
     with pytest.raises(ValueError, match="is no run directory of diff_oracle.train_ar"):

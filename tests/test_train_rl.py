@@ -63,7 +63,9 @@ def test_a_run_leaves_the_pair_its_health_and_the_ladder_before_and_after(made: 
     assert [line["step"] for line in health["lines"]] == [0, 1, 2]
     assert health["examples"][0]["measured"]
     found = gains(*(HeldOut.load(made / "rl" / name) for name in ("held_out.json", "held_out_before.json")), 50, 0)
-    assert set(found) == {"fve", "fve_of_true", "true_claims", "failed"}
+    others = {f"fve of AV{what}" for what in (": bag", *(f", {how}: AR" for how in (
+        "reordered", "paraphrased", "quotes only", "quotes stripped")))}  # fmt: skip
+    assert set(found) == {"fve", "fve_of_true", "true_claims", "failed", *others}
     fve = {line["rung"]: line["value"] for line in after if (line["metric"], line["site_group"]) == ("fve", "all")}
     began = {line["rung"]: line["value"] for line in before if (line["metric"], line["site_group"]) == ("fve", "all")}
     assert found["fve"].value == pytest.approx(fve["AV: AR"] - began["AV: AR"], abs=1e-5)
@@ -83,7 +85,7 @@ def test_a_killed_run_trusts_its_own_files_alone_and_arms_are_compared(
     fit = ReinforcementLearning.fit
     monkeypatch.setattr(ReinforcementLearning, "fit", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
+        train_rl.run(config(made, "arm", "rl=frozen_gated"))
     assert (made / "arm" / "ladder_before.json").is_file()
     assert not (made / "arm" / "run.json").exists()
     for left in ("held_out.json", "held_out_before.json"):  # of a run that ended before its first step
@@ -91,39 +93,43 @@ def test_a_killed_run_trusts_its_own_files_alone_and_arms_are_compared(
     monkeypatch.setattr(ReinforcementLearning, "fit", fit)
     monkeypatch.setattr(train_rl, "evaluate_pair", lambda *parts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train_rl.run(config(made, "arm", "rl.arm=frozen_av"))  # trained, and killed before it was measured
+        train_rl.run(config(made, "arm", "rl=frozen_gated"))  # trained, and killed before it was measured
     assert read(made / "arm" / "held_out_before.json") == read(made / "pair" / "held_out.json")
     began = (made / "arm" / "ladder_before.json").read_text()
     (made / "arm" / "ladder_before.json").write_text("[]")  # if the start were measured again, this would go
     monkeypatch.setattr(train_rl, "evaluate_pair", evaluate_pair)
-    train_rl.run(config(made, "arm", "rl.arm=frozen_av"))
+    train_rl.run(config(made, "arm", "rl=frozen_gated"))
     assert read(made / "arm" / "ladder_before.json") == []
     (made / "arm" / "ladder_before.json").write_text(began)
     result = to_result(load_arms([made / "rl", made / "arm"]))
+    arm = "frozen_av, truth_gated"
     gained = {(row["arm"], row["over"]): row["value"] for row in result["gains"] if row["metric"] == "fve"}
-    difference = gained["frozen_av", BEGAN] - gained["rl", BEGAN]
-    assert gained["frozen_av", "rl"] == pytest.approx(difference)
-    assert [arm["name"] for arm in result["arms"]] == ["rl", "frozen_av"]
+    difference = gained[arm, BEGAN] - gained["rl", BEGAN]
+    assert gained[arm, "rl"] == pytest.approx(difference)
+    assert [of["name"] for of in result["arms"]] == ["rl", arm]
     assert result == json.loads(json.dumps(result))
     shutil.copytree(made / "rl", tmp_path / "again")
-    assert [arm.name for arm in load_arms([made / "rl", tmp_path / "again"])] == ["rl (rl)", "rl (again)"]
+    assert [of.name for of in load_arms([made / "rl", tmp_path / "again"])] == ["rl (rl)", "rl (again)"]
     report.run(compose("report", ReportConfig, [f"nla=[{made / 'rl'},{made / 'arm'}]", f"run_dir={tmp_path}"]))
     shown = capsys.readouterr().out
-    assert "gain, paired, of" in shown and "frozen_av" in shown
-    assert f"| frozen_av | rl | {difference:.3f} [" in markdown_arms(result)
+    assert "gain, paired, of" in shown and arm in shown
+    assert f"| {arm} | rl | {difference:.3f} [" in markdown_arms(result)
 
 
 def test_gains_by_hand() -> None:
     docs, sites = ["a", "a", "b", "c"], ["L0"] * 4
-    theirs = HeldOut(docs, sites, [2.0] * 4, [1.0] * 4, [1.5] * 4, [0.5] * 4, [0.0] * 4)
-    ours = HeldOut(docs, sites, [2.0] * 4, [0.5, 1.0, 0.5, 1.0], [1.0] * 4, [1.0, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0])
+    theirs = HeldOut(docs, sites, [2.0] * 4, [1.0] * 4, [1.5] * 4, [0.5] * 4, [0.0] * 4, {"bag": [2.0] * 4, "AR": []})
+    ours = HeldOut(
+        docs, sites, [2.0] * 4, [0.5, 1.0, 0.5, 1.0], [1.0] * 4, [1.0, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0],
+        {"bag": [1.0, 2.0, 1.0, 2.0]},
+    )  # fmt: skip
     found = gains(ours, theirs, 200, 0)
     assert {name: e.value for name, e in found.items()} == {
-        "fve": 0.125, "fve_of_true": 0.25, "true_claims": 0.125, "failed": 0.25
+        "fve": 0.125, "fve_of_true": 0.25, "true_claims": 0.125, "failed": 0.25, "fve of bag": 0.25
     }  # fmt: skip
     assert found["fve"].ci_low == 0.0 and found["fve"].ci_high == 0.25
     with pytest.raises(ValueError, match="measured on different rows"):
-        gains(ours, HeldOut(docs, sites, [3.0] * 4, [1.0] * 4, [1.0] * 4, [0.5] * 4, [0.0] * 4), 200, 0)
+        gains(ours, HeldOut(docs, sites, [3.0] * 4, [1.0] * 4, [1.0] * 4, [0.5] * 4, [0.0] * 4, {}), 200, 0)
 
 
 def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from diff_oracle.explain.measured import (
     measured_tasks,
     read_text,
 )
-from diff_oracle.explain.rebuilding import CONVENTIONS, check_pair, reconstructions
+from diff_oracle.explain.rebuilding import CONVENTIONS, reconstructions
 from diff_oracle.nla.pair import DiffNLA, longest_explanation
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.reading import Reading
@@ -91,7 +91,7 @@ class Explainer:
         self.subject, self.oracle = subject, oracle
         self.tasks = list(make_tasks(oracle.config.tasks or {name: {} for name in TASKS}) if tasks is None else tasks)
         if self.pair is not None:
-            check_pair(self.pair)
+            self.pair.check_target()
             if free_question is None:
                 raise ValueError("without a free question there is nothing that a pair could rebuild a diff from")
         if free_question == AUTO:

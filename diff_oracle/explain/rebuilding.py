@@ -73,16 +73,3 @@ def reconstructions(
             strict=True,
         )
     ]
-
-
-def check_pair(pair: DiffNLA) -> None:
-    """Makes sure that what a pair rebuilds are diffs.
-
-    Raises:
-        ValueError: They are what ridge regression leaves of diffs, which is in no pair's files.
-    """
-    if pair.ar.config.target != "diff":
-        raise ValueError(
-            f"this pair rebuilds the {pair.ar.config.target} of ridge regression from the residual before, which is "
-            "not saved with it: take a pair that was trained with ar.target=diff"
-        )

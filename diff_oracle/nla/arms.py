@@ -12,7 +12,7 @@ from diff_oracle.evaluation.report import markdown, score_text
 from diff_oracle.evaluation.verdict import Row
 from diff_oracle.nla.evaluation import AR, SECOND_AR
 from diff_oracle.nla.health import Line
-from diff_oracle.nla.held_out import HELD_OUT, HeldOut, gains
+from diff_oracle.nla.held_out import HELD_OUT, OF_OTHER, HeldOut, gains
 
 HELD_OUT_BEFORE = "held_out_before.json"
 LADDER, LADDER_BEFORE = "ladder.json", "ladder_before.json"
@@ -45,7 +45,7 @@ class Arm:
     """A finished run of `diff_oracle.train_rl`."""
 
     name: str
-    """`rl`, `frozen_av`, `sft_continued`; `rl, truth_gated`; with its folder where several have the same."""
+    """`rl`, `frozen_av`, `sft_continued`, or each with `, truth_gated`; with its folder where several have the same."""
     about: Mapping[str, Any]
     """run.json."""
     before: Sequence[Row]
@@ -89,7 +89,7 @@ def _load(run_dir: Path) -> Arm:
         json.loads((run_dir / name).read_text()) for name in ("run.json", LADDER_BEFORE, LADDER, "health.json")
     )
     rl = about["config"]["rl"]
-    name = rl["arm"] + (", truth_gated" if rl["reward"]["truth_gated"] and rl["arm"] == "rl" else "")
+    name = rl["arm"] + (", truth_gated" if rl["reward"]["truth_gated"] else "")
     held_out = HeldOut.load(run_dir / HELD_OUT_BEFORE), HeldOut.load(run_dir / HELD_OUT)
     return Arm(name, about, before, after, held_out, health)
 
@@ -136,6 +136,7 @@ def to_result(arms: Sequence[Arm]) -> dict[str, Any]:
         "arms": [
             {
                 "name": arm.name,
+                "commit": arm.about.get("commit"),
                 "config": arm.about["config"],
                 "seconds": arm.about["seconds"],
                 "best_step": arm.health["best_step"],
@@ -158,7 +159,7 @@ def _last(lines: Sequence[Line], window: int = 20) -> dict[str, float]:
 
 
 def markdown_arms(result: Mapping[str, Any]) -> str:
-    """Two tables: what each arm's pair does on held-out rows, and what it has over the others there."""
+    """Tables: what each arm's pair does on held-out rows, and what it has over the others there."""
     return "\n\n".join(map(markdown, _tables(result)))
 
 
@@ -171,12 +172,21 @@ def _tables(result: Mapping[str, Any]) -> list[list[list[str]]]:
             lines.append([words, *cells])
     for group in GROUPS[1:]:
         lines.append([f"FVE, {group}", *(score_text(_of(of, "fve", f"AV: {AR}", group)) for of in columns.values())])
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    minutes = {name: f"{sum(arm['seconds'].values()) / 60:.0f}" for name, arm in arms.items()}
+    lines.append(["minutes, measuring included", "", *minutes.values()])
+    lines.append(["commit", "", *(str(arm.get("commit") or "")[:9] for arm in arms.values())])
     metrics = list(dict.fromkeys(str(row["metric"]) for row in result["gains"]))
-    pairs = dict.fromkeys((str(row["arm"]), str(row["over"])) for row in result["gains"])
-    found = {(row["arm"], row["over"], row["metric"]): row for row in result["gains"]}
-    gained = [["gain, paired, of", "over", *metrics]]
-    gained += [[arm, over, *(score_text(found.get((arm, over, metric))) for metric in metrics)] for arm, over in pairs]
-    return [lines, gained]
+    by_others = [metric for metric in metrics if metric.startswith(OF_OTHER)]
+    own = [metric for metric in metrics if metric not in by_others]
+    return [lines, *(_gained(result["gains"], columns) for columns in (own, by_others) if columns)]
+
+
+def _gained(rows: Sequence[Row], metrics: Sequence[str]) -> list[list[str]]:
+    found = {(str(row["arm"]), str(row["over"]), row["metric"]): row for row in rows}
+    pairs = dict.fromkeys((arm, over) for arm, over, metric in found if metric in metrics)
+    shown = [[arm, over, *(score_text(found.get((arm, over, metric))) for metric in metrics)] for arm, over in pairs]
+    return [["gain, paired, of", "over", *metrics], *shown]
 
 
 def _of(ladder: Sequence[Row], metric: str, rung: str, group: str) -> Row | None:

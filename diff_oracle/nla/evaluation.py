@@ -46,7 +46,8 @@ GAINS = [
     ("AV: AR", "AV, quotes only: AR"),
     ("AV: AR", "AV: AR of another seed"),
 ]
-"""Of each the first rung less the second, where both are there; beside the AV's over the best diff-blind rung."""
+"""Of each the first rung less the second, where both are there; beside the AV's over each diff-blind rung that is the
+best at some kind of site."""
 SHARES = [
     ("AV, false claims removed: bag", "AV: bag"),
     ("AV, false claims removed: AR", "AV: AR"),
@@ -61,6 +62,16 @@ SHARES = [
 ]
 """Of each what the first rung is of the second: what true claims carry, the oracle's claims of what measured ones do,
 what is kept by readers that did not learn with this writer, and of claims in other words or with some left out."""
+
+OTHER_READERS = (
+    "AV: bag",
+    f"AV: {SECOND_AR}",
+    "AV, reordered: AR",
+    "AV, paraphrased: AR",
+    "AV, quotes only: AR",
+    "AV, quotes stripped: AR",
+)
+"""Rungs whose errors are kept row by row: is what the pair gains a code of its two parts alone?"""
 
 
 @dataclass
@@ -168,14 +179,15 @@ def evaluate_pair(
             _read_by(ladder, name, reader, known, said, from_text, seed)
     ladder.health("AV: bag", [answer.num_tokens for answer in answers], parsed)
     ladder.splice(subject, config.splice_rows, SPLICED)
-    best_blind = max((rung for rung in DIFF_BLIND if rung in ladder.errors), key=ladder.fve)
-    gains = ladder.gains([("AV: bag", best_blind), ("AV: AR", best_blind), *GAINS])
+    over_blind = [(f"AV: {reader}", blind) for blind in ladder.best(DIFF_BLIND) for reader in ("bag", AR)]
+    gains = ladder.gains([*over_blind, *GAINS])
     lines = [*ladder.lines(), *gains, *ladder.shares(SHARES)]
     held_out = None
     if AR in readers:
         residual = readers[AR].config.target == "residual"
         told = before.predict(test.sites, test.before) if residual else np.zeros_like(test.target)
-        held_out = HeldOut.of(DiffNLA(av, readers[AR], named), test, answers, means, truth, told)
+        others = {rung: ladder.errors[rung].error for rung in OTHER_READERS if rung in ladder.errors}
+        held_out = HeldOut.of(DiffNLA(av, readers[AR], named), test, answers, means, truth, told, others)
     return Evaluated(lines, row_examples(ladder, av.vocabulary, parsed), ladder.fve("AV: bag"), held_out)
 
 

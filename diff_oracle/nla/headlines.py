@@ -68,21 +68,32 @@ def by_kind(rows: BySite, what: str = "it is") -> str:
 
 
 def _blind(ladder: SavedLadder) -> Iterator[Headline]:
-    gains = {f"AV: bag - {rung}": rung for rung in DIFF_BLIND if f"AV: bag - {rung}" in ladder.gains}
+    blind = {r: ladder.of("fve", r) for r in DIFF_BLIND if f"AV: bag - {r}" in ladder.gains}
     fve = ladder.of("fve", "AV: bag")
-    for name, rung in gains.items():
-        gain, blind = ladder.of(GAIN, name), ladder.of("fve", rung)
-        answer = (
-            f"Read by a bag-of-words regression, the oracle's claims explain {score_text(fve['all'])} of the diffs' "
-            f"variance about their site's mean (FVE); the best that never saw the diff, {rung}, "
-            f"{score_text(blind['all'])}. The gain is {score_text(gain['all'])}: {sign(gain['all'])}.{by_kind(gain)}"
-        )
-        lines = {"FVE of AV: bag": fve, f"FVE of {rung}": blind, f"gain over {rung}": gain}
-        trained = ladder.of(GAIN, f"{_AV_AR} - {rung}")
-        if trained:
-            answer += f" Read by the trained reconstructor it is {score_text(trained['all'])}: {sign(trained['all'])}."
-            lines[f"gain of {_AV_AR} over {rung}"] = trained
-        yield Headline("Do the words tell more of the diff than whatever never saw it?", answer, lines)
+    if not (blind and fve):
+        return
+    best = {group: max(blind, key=lambda rung: blind[rung][group]["value"]) for group in fve}
+    rung, score = best["all"], {group: blind[best[group]][group] for group in best}
+    gain = _over(ladder, "AV: bag", best)
+    others = [f"{best[group]} for {group}" for group in best if best[group] != rung]
+    answer = (
+        f"Read by a bag-of-words regression, the oracle's claims explain {score_text(fve['all'])} of the diffs' "
+        f"variance about their site's mean (FVE); the best that never saw the diff, {rung}, "
+        f"{score_text(score['all'])}{' (by kind of site also ' * bool(others)}{', '.join(others)}{')' * bool(others)}. "
+        f"The gain is {score_text(gain['all'])}: {sign(gain['all'])}.{by_kind(gain)}"
+    )
+    name = rung if not others else "the best of each kind of site"
+    lines = {"FVE of AV: bag": fve, f"FVE of {name}": score, f"gain over {name}": gain}
+    if trained := _over(ladder, _AV_AR, best):
+        answer += f" Read by the trained reconstructor it is {score_text(trained['all'])}: {sign(trained['all'])}."
+        lines[f"gain of {_AV_AR} over {name}"] = trained
+    yield Headline("Do the words tell more of the diff than whatever never saw it?", answer, lines)
+
+
+def _over(ladder: SavedLadder, rung: str, others: dict[str, str]) -> BySite:
+    """A rung's gain at each kind of site over the rung that is named for it; nothing where one is not there."""
+    found = {group: ladder.of(GAIN, f"{rung} - {other}").get(group) for group, other in others.items()}
+    return {group: row for group, row in found.items() if row is not None} if all(found.values()) else {}
 
 
 def _truth(ladder: SavedLadder) -> Iterator[Headline]:

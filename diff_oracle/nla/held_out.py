@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from diff_oracle.evaluation.bootstrap import DocumentBootstrap, Estimate
 from diff_oracle.nla.metrics import Means, spread
@@ -25,6 +26,7 @@ from diff_oracle.subject.sites import DiffSite
 from diff_oracle.tasks.truth import Measured
 
 HELD_OUT = "held_out.json"
+OF_OTHER = "fve of "
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class HeldOut:
     """Share of the explanation's claims that are true; 0 where it makes none."""
     failed: list[float]
     """1 where it makes no claim, or was cut off."""
+    other_errors: dict[str, list[float]]
+    """Of what others make of it, or of what is left of it: by rung of the ladder."""
 
     @classmethod
     def of(
@@ -53,6 +57,7 @@ class HeldOut:
         means: Means,
         truth: Sequence[Measured],
         known: Rebuilt,
+        other_errors: Mapping[str, Float[np.ndarray, "row"]],
     ) -> HeldOut:
         """Of a pair's explanations.
 
@@ -63,6 +68,7 @@ class HeldOut:
             means: μ, from the training rows.
             truth: What is true of each row.
             known: What is added to each reconstruction: what the state before tells, or zeros.
+            other_errors: Kept as they are.
         """
         vocabulary = pair.av.vocabulary
         judged = [
@@ -82,6 +88,7 @@ class HeldOut:
             error_of_true=error([j.read for j in judged]),
             true_claims=[j.num_true / max(1, len(j.claims)) for j in judged],
             failed=[float(j.cut_off or not j.claims) for j in judged],
+            other_errors={rung: errors.tolist() for rung, errors in other_errors.items()},
         )
 
     @property
@@ -92,7 +99,9 @@ class HeldOut:
     def where(self, group: str) -> HeldOut:
         """The rows of one kind of sites."""
         kept = [DiffSite.parse(site).group == group for site in self.site]
-        return HeldOut(**{name: list(compress(values, kept)) for name, values in vars(self).items()})
+        others = {rung: list(compress(errors, kept)) for rung, errors in self.other_errors.items()}
+        mine = {name: list(compress(values, kept)) for name, values in vars(self).items() if name != "other_errors"}
+        return HeldOut(**mine, other_errors=others)
 
     def failures(self, resamples: int, seed: int) -> Estimate:
         """The share of explanations that failed, with its 95 % interval."""
@@ -112,6 +121,7 @@ class HeldOut:
         if not file.is_file():
             raise ValueError(f"{file} is not there: name a finished run of diff_oracle.train_rl")
         content = json.loads(file.read_text())
+        content = {"other_errors": {}} | content  # there may be no others
         if set(content) != {f.name for f in fields(cls)}:
             raise ValueError(f"{file} is damaged, or another version wrote it: it holds {', '.join(content)}")
         return cls(**content)
@@ -120,7 +130,8 @@ class HeldOut:
 def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str, Estimate]:
     """What one state has over another on the same rows, with 95 % intervals.
 
-    `fve`, `fve_of_true` (the true claims alone are read), `true_claims`, `failed`.
+    `fve`, `fve_of_true` (the true claims alone are read), `true_claims` (the mean over rows of each row's share),
+    `failed`; and `fve of …` of every other reader that both had.
 
     Raises:
         ValueError: The rows are not the same.
@@ -135,6 +146,9 @@ def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str
     for name, error in (("fve", "error"), ("fve_of_true", "error_of_true")):
         less = np.array(getattr(theirs, error)) - np.array(getattr(ours, error))
         result[name] = bootstrap.ratio(less, np.array(ours.denominator))
+    for rung in [rung for rung in ours.other_errors if rung in theirs.other_errors]:
+        less = np.array(theirs.other_errors[rung]) - np.array(ours.other_errors[rung])
+        result[OF_OTHER + rung] = bootstrap.ratio(less, np.array(ours.denominator))
     for name in ("true_claims", "failed"):
         result[name] = bootstrap.estimate(np.array(getattr(ours, name)) - np.array(getattr(theirs, name)))
     return result

@@ -164,6 +164,12 @@ class Ladder:
                         result.append(_line(f"{part} / {whole}", group, "fve_share", estimate))
         return result
 
+    def best(self, rungs: Sequence[str]) -> list[str]:
+        """Those of some rungs whose FVE is the highest of them, over all sites or at a kind of site."""
+        there = [rung for rung in rungs if rung in self.errors]
+        groups = [group for group, _ in self._groups()]
+        return list(dict.fromkeys(max(there, key=lambda rung: self.fve(rung, group)) for group in groups))
+
     def _kl_lines(self, group: str, mask: Bool[np.ndarray, "row"]) -> list[Line]:
         """KL of what was spliced, in nats, and the share of what no diff loses that it recovers."""
         result: list[Line] = []

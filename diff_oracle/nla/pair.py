@@ -15,6 +15,7 @@ from diff_oracle import __version__
 from diff_oracle.nla.metrics import cosine
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.oracle.model import Generated, Oracle
+from diff_oracle.oracle.storage import check_signature, signed
 from diff_oracle.records import Record
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.model import Subject
@@ -64,7 +65,12 @@ class DiffNLA:
         folder = Path(folder)
         if not (folder / SETTINGS).is_file():
             raise ValueError(f"{folder} holds no diff-NLA: it has no {SETTINGS}")
-        config = ExplanationConfig(**json.loads((folder / SETTINGS).read_text()))
+        try:
+            content = json.loads((folder / SETTINGS).read_text())
+            check_signature(content)
+            config = ExplanationConfig(**content["named"])
+        except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version
+            raise ValueError(f"{folder / SETTINGS} cannot be read: {type(error).__name__}: {error}") from error
         av, ar = Oracle.from_pretrained(folder / AV, device), Reconstructor.from_pretrained(folder / AR, device)
         if av.identity.weights_hash != ar.reader.identity.weights_hash:
             raise ValueError(f"{folder} is no pair: its parts were trained on different models")
@@ -79,13 +85,25 @@ class DiffNLA:
         template = Template(Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8"))
         card = template.render(about, place=folder, version=__version__)
         (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
-        (folder / SETTINGS).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        (folder / SETTINGS).write_text(signed({"named": asdict(self.config)}))
 
     @property
     def truth(self) -> TruthConfig:
         """Which claims are true, by the thresholds that its explanations learned from."""
         named = self.config
         return TruthConfig(min_share=named.min_share, sink_only=named.sink_only, small_kl=named.small_kl)
+
+    def check_target(self) -> None:
+        """Makes sure that what it rebuilds are diffs.
+
+        Raises:
+            ValueError: They are what ridge regression leaves of diffs, which is in no pair's files.
+        """
+        if self.ar.config.target != "diff":
+            raise ValueError(
+                f"this pair rebuilds the {self.ar.config.target} of ridge regression from the residual before, which "
+                "is not saved with it: take a pair that was trained with ar.target=diff"
+            )
 
     def explain(self, diff: Diff) -> str:
         """What the diff does, one claim a line (`tasks.claims`)."""
@@ -98,7 +116,9 @@ class DiffNLA:
         before: Float[np.ndarray, "d_model"] | None = None,
         token_ids: Sequence[int] = (),
     ) -> Float[np.ndarray, "d_model"]:
-        """The diff's direction, with mean square about 1, that an explanation tells.
+        """The diff's direction, with mean square about 1, that an explanation tells (q; `nla.metrics`).
+
+        With `ar.target=residual` it is what ridge regression from the residual before leaves of q.
 
         Args:
             text: The explanation.
@@ -111,7 +131,12 @@ class DiffNLA:
         return np.asarray(self.ar.reconstruct([diff], [as_read(parsed_claims(text, self.av))])[0])
 
     def score(self, record: Record, text: str, subject: Subject | None = None) -> Score:
-        """How near the reconstruction from a text comes to a diff, and how many of its claims are true."""
+        """How near the reconstruction from a text comes to a diff, and how many of its claims are true.
+
+        Raises:
+            ValueError: The pair rebuilds no diffs.
+        """
+        self.check_target()
         claims = parsed_claims(text, self.av)
         rebuilt = self.ar.reconstruct([record], [as_read(claims)])
         near = float(cosine(rebuilt, record.diff[None].astype(np.float64))[0])

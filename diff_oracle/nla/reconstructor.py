@@ -31,7 +31,7 @@ from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig, decoder_blocks
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Batch, Prompt, PromptConfig
-from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, read_sidecar
+from diff_oracle.oracle.storage import ADAPTER, INJECTOR, OracleConfig, check_signature, read_sidecar, signed
 from diff_oracle.records import file_hash
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_model
@@ -56,7 +56,7 @@ class ReconstructorConfig:
     floor: bool = True
     """Whether the transformer adds to what a bag of words tells, or rebuilds all by itself."""
     show_site: bool = True
-    """Whether it is told the site's name."""
+    """Whether it is told the site's name; without it there can be no floor, which has a map for each site."""
     context_tokens: int = 96
     """Last tokens of the context that are shown where `before` is `text`."""
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -69,6 +69,8 @@ class ReconstructorConfig:
             raise ValueError(f"unknown ar.target {self.target!r}: choose from {', '.join(TARGETS)}")
         if self.blocks is not None and self.blocks < 1:
             raise ValueError(f"ar.blocks must be at least 1, got {self.blocks}")
+        if self.floor and not self.show_site:
+            raise ValueError("ar.show_site=false needs ar.floor=false: a bag of words reads each site by its own map")
 
 
 class Reconstructor(nn.Module):
@@ -202,13 +204,12 @@ class Reconstructor(nn.Module):
         folder = Path(folder)
         self.reader.save(folder / READER)
         save_file({"weight": self.head.weight.detach().cpu(), "size": self.size.cpu()}, folder / HEAD)
-        content: dict[str, Any] = {"config": asdict(self.config), "sha256": file_hash(folder / HEAD)}
-        if self.wordings != WORDINGS:
-            content["wordings"] = self.wordings
+        (folder / FLOOR).unlink(missing_ok=True)
         if self.floor is not None:
             self.floor.save(folder / FLOOR)
-            content["floor_sha256"] = file_hash(folder / FLOOR)
-        (folder / SETTINGS).write_text(json.dumps(content, indent=2) + "\n")
+        files = {name: file_hash(folder / name) for name in (HEAD, FLOOR) if (folder / name).is_file()}
+        content = {"config": asdict(self.config), "wordings": self.wordings, "files": files}
+        (folder / SETTINGS).write_text(signed(content))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> Reconstructor:
@@ -220,12 +221,17 @@ class Reconstructor(nn.Module):
         folder = Path(folder)
         if not (folder / SETTINGS).is_file():
             raise ValueError(f"{folder} holds no reconstructor: it has no {SETTINGS}")
-        content = json.loads((folder / SETTINGS).read_text())
-        for file, key in ((HEAD, "sha256"), (FLOOR, "floor_sha256")):
-            if key in content and (not (folder / file).is_file() or file_hash(folder / file) != content[key]):
-                raise ValueError(f"{folder} is damaged: {file} is missing or not what was saved")
-        settings = content["config"]
-        config = ReconstructorConfig(**settings | {"lora": LoraOptions(**settings["lora"])})
+        try:
+            content = json.loads((folder / SETTINGS).read_text())
+            check_signature(content)
+            settings, files = content["config"], content["files"]
+            config = ReconstructorConfig(**settings | {"lora": LoraOptions(**settings["lora"])})
+            wordings: Wordings = {kind: tuple(words) for kind, words in content["wordings"].items()}
+        except (KeyError, TypeError, ValueError) as error:  # edited by hand, or by another version
+            raise ValueError(f"{folder / SETTINGS} cannot be read: {type(error).__name__}: {error}") from error
+        for name, expected in files.items():
+            if not (folder / name).is_file() or file_hash(folder / name) != expected:
+                raise ValueError(f"{folder} is damaged: {name} is missing or not what was saved")
         sidecar = read_sidecar(folder / READER)
         loaded = load_hf_model(sidecar.base, device)
         if loaded.identity.weights_hash != sidecar.identity["weights_hash"]:
@@ -236,9 +242,8 @@ class Reconstructor(nn.Module):
         with torch.no_grad():
             made.head.weight.copy_(saved["weight"])
             made.size.copy_(saved["size"])
-        if "wordings" in content:
-            made.wordings = {kind: tuple(words) for kind, words in content["wordings"].items()}
-        if "floor_sha256" in content:
+        made.wordings = wordings
+        if FLOOR in files:
             made.floor = Floor.load(folder / FLOOR, made._features).to(made.device)
         return made.eval()
 

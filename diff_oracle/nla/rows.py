@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,15 +72,41 @@ def read_rows(
     return Rows(some, gold, unit_scale(diffs), unit_scale(befores))
 
 
+class OtherDocuments:
+    """Draws rows of other documents: of the same site where there are some, else of the same kind of site, else any.
+
+    Args:
+        records: What is drawn from.
+
+    Raises:
+        ValueError: All are of one document.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        if len(docs := {record.doc_id for record in records}) < 2:
+            raise ValueError(f"every row is of one document ({', '.join(docs)}): there is none to compare it with")
+        self._records = records
+        self._alike: dict[str, list[int]] = defaultdict(list)
+        for i, record in enumerate(records):
+            for name in _names(record):
+                self._alike[name].append(i)
+
+    def draw(self, i: int, rng: np.random.Generator) -> int:
+        """One for row `i`."""
+        own = self._records[i]
+        for name in _names(own):
+            others = [j for j in self._alike[name] if self._records[j].doc_id != own.doc_id]
+            if others:
+                break
+        return int(others[rng.integers(len(others))])
+
+
+def _names(record: Record) -> tuple[str, str, str]:
+    """What rows that are alike have in common, the most alike first."""
+    return record.site, f"every site of kind {DiffSite.parse(record.site).group}", "every site"
+
+
 def other_documents(records: Sequence[Record], seed: int) -> list[int]:
-    """For each row another one of the same site, of another document where there is one."""
-    by_site: dict[str, list[int]] = {}
-    for i, record in enumerate(records):
-        by_site.setdefault(record.site, []).append(i)
-    result = []
-    for i, record in enumerate(records):
-        rng = keyed_rng(seed, "shuffled", i)
-        same = by_site[record.site]
-        others = [j for j in same if records[j].doc_id != record.doc_id] or [j for j in same if j != i] or [i]
-        result.append(others[rng.integers(len(others))])
-    return result
+    """For each row one of another document (`OtherDocuments`)."""
+    others = OtherDocuments(records)
+    return [others.draw(i, keyed_rng(seed, "shuffled", i)) for i in range(len(records))]

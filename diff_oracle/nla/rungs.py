@@ -19,11 +19,11 @@ from diff_oracle.tasks.text import Vocabulary
 from diff_oracle.tasks.usual import best_constant
 
 Rebuilt = Float[np.ndarray, "row d_model"]
+
 DIFF_BLIND = ("site mean", "token mean", "before", "site habit: bag", "text: AR", "text: explained", "text: prompted")
 """Rungs that never saw the diff."""
 
-
-STATE_SCALES = (1.0, 3.0)
+STATE_SCALES = (0.3, 1.0, 3.0)
 """How large the state may be read beside claims, in root mean squares of theirs."""
 
 

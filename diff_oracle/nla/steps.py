@@ -21,7 +21,7 @@ from diff_oracle.nla.health import Line, StopConfig, explanation_health, fve, re
 from diff_oracle.nla.metrics import Means
 from diff_oracle.nla.pair import QUESTION, DiffNLA, as_read, longest_explanation
 from diff_oracle.nla.reward import Judged, RewardConfig, judge, rewards, worth
-from diff_oracle.nla.rows import Claims, Rows
+from diff_oracle.nla.rows import Claims, OtherDocuments, Rows
 from diff_oracle.nla.sampler import Samples, sample
 from diff_oracle.nla.training import ReadingConfig, ReadingDataset
 from diff_oracle.nla.updates import UpdateConfig, update_policy, update_reconstructor, update_supervised
@@ -132,9 +132,7 @@ class Steps:
         self._train, self._means, self._subject, self._truth = train, means, subject, truth
         self._config, self._seed, self._optimizers = config, config.seed, optimizers
         self._max_new_tokens = config.max_new_tokens or longest_explanation(pair.config)
-        self._by_site: dict[str, list[int]] = {}
-        for i, site in enumerate(train.sites):
-            self._by_site.setdefault(site, []).append(i)
+        self._others = OtherDocuments(train.records) if config.reward.contrastive else None
 
     def reinforced(self, step: int) -> Line:
         """A step of sampling, rewarding and updating."""
@@ -151,8 +149,8 @@ class Steps:
         judged = self._judge(samples, [self._train.records[i] for i in rows])
         rebuilt = self._ar.reconstruct(records, [as_read(j.read) for j in judged])
         wrong = None
-        if config.reward.contrastive:
-            wrong = self._train.target[self._wrong(rows, rng)].repeat(config.group_size, axis=0)
+        if self._others is not None:
+            wrong = self._train.target[[self._others.draw(i, rng) for i in rows]].repeat(config.group_size, axis=0)
         worths = worth(judged, rebuilt, target, config.reward, wrong)
         earned = rewards(judged, worths, config.reward.failed).reshape(len(rows), config.group_size)
         times.append(time.perf_counter())
@@ -258,16 +256,6 @@ class Steps:
                 orders[epoch] = keyed_rng(self._seed, "rl order", epoch).permutation(len(self._train))
             rows.append(int(orders[epoch][place]))
         return rows
-
-    def _wrong(self, rows: Sequence[int] | np.ndarray, rng: np.random.Generator) -> list[int]:
-        """For each row another of its site, of another document where there is one."""
-        result = []
-        for row in rows:
-            record = self._train.records[row]
-            same = self._by_site[record.site]
-            others = [i for i in same if self._train.records[i].doc_id != record.doc_id] or same
-            result.append(others[rng.integers(len(others))])
-        return result
 
 
 def _shares(times: Sequence[float], num_tokens: float) -> dict[str, float]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -39,6 +41,18 @@ class GrowingLayer(DynamicLayer):
             buffer[..., length:end, :] = values
         self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: Int[Tensor, "kept"]) -> None:
+        """Keeps these rows, in this order; in the buffers, where they are, only what changes its place is copied."""
+        if not self._holds([self.keys, self.values]) or len(indices) > len(self.keys):
+            super().batch_select_indices(indices)
+            return
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().flatten()
+        length = self.get_seq_length()
+        for buffer in self._buffers:
+            buffer[moved, :, :length] = buffer[indices[moved], :, :length]
+        self._buffers = [buffer[: len(indices)] for buffer in self._buffers]
+        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
 
     def _holds(self, held: list[Tensor]) -> bool:
         """Whether what is held is the beginning of the buffers: rows may have been chosen, repeated or cut since."""

@@ -75,7 +75,7 @@ def write_answers(
         kept = lengths[live] - before - 1
         seen[:, seen.shape[1] - drafts.shape[1] :] = torch.arange(drafts.shape[1], device=device) < kept[:, None]
         last = ids[live, lengths[live] - 1]
-        going_on = ((last != eos_id) & (lengths[live] < max_new_tokens)).nonzero().flatten()
+        going_on = _filled_up((last != eos_id) & (lengths[live] < max_new_tokens))
         if not len(going_on):
             break
         if len(going_on) < len(live):
@@ -100,6 +100,14 @@ def write_answers(
 def answer_of(ids: Int[Tensor, "token"], eos_id: int) -> list[int]:
     """A row's answer, without what ends it."""
     return [token for token in ids.tolist() if token != eos_id]
+
+
+def _filled_up(kept: Bool[Tensor, "row"]) -> Int[Tensor, "kept"]:
+    """The rows that are kept, the last of them in the places of those that are not: so few rows change their place."""
+    number = int(kept.sum())
+    rows = torch.arange(number, device=kept.device)
+    rows[~kept[:number]] = number + kept[number:].nonzero().flatten()
+    return rows
 
 
 def _drafts(

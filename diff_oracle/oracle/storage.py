@@ -102,8 +102,7 @@ def write_oracle(
             "config": asdict(sidecar.config),
             "files": files,
         }
-        signed = content | {"sha256": _digest(content)}
-        (partial / SIDECAR).write_text(json.dumps(signed, indent=2) + "\n")
+        (partial / SIDECAR).write_text(signed(content))
         (partial / CARD).write_text(_card(sidecar, place or str(folder), scores), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -123,8 +122,7 @@ def read_sidecar(folder: Path) -> Sidecar:
         content = json.loads(file.read_text())
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {content['format_version']}, expected {FORMAT_VERSION}: train it again")
-        if content.pop("sha256") != _digest(content):
-            raise ValueError("it was edited since it was saved, so that it may not describe the weights beside it")
+        check_signature(content)
         parts, files = content["config"], content["files"]
         config = OracleConfig(
             LoraOptions(**parts["lora"]),
@@ -140,6 +138,22 @@ def read_sidecar(folder: Path) -> Sidecar:
         if not (folder / name).is_file() or file_hash(folder / name) != expected:
             raise ValueError(f"{folder} is damaged: {name} is missing or not what was saved")
     return sidecar
+
+
+def signed(content: Mapping[str, Any]) -> str:
+    """The text of a JSON file, with what `check_signature` knows it by."""
+    return json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n"
+
+
+def check_signature(content: dict[str, Any]) -> None:
+    """Makes sure that a file says what `signed` wrote, and takes the signature out of its content.
+
+    Raises:
+        ValueError: It was edited.
+        KeyError: It has no signature.
+    """
+    if content.pop("sha256") != _digest(content):
+        raise ValueError("it was edited since it was saved, so that it may not describe the weights beside it")
 
 
 def saved_scores(folder: Path) -> str:

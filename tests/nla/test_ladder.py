@@ -1,5 +1,7 @@
 """The ladder's lines are what a plain computation gives, and its controls fall where they must."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -116,10 +118,28 @@ def test_quotes_are_claims_about_tokens_of_the_context() -> None:
         assert not any(c.said in record.token_ids for c in rest)
 
 
+def test_the_best_rungs_of_every_kind_of_site() -> None:
+    steps, heads = ladder(), np.array(ROWS.groups) == "heads"
+    assert 0 < heads.sum() < len(heads)
+    noise = np.random.default_rng(0).standard_normal(ROWS.target.shape)
+    for name, rows in (("for heads", heads), ("for others", ~heads), ("for none", np.zeros_like(heads))):
+        steps.add(name, ROWS.target + np.where(rows[:, None], 0.1, 0.5) * noise)
+    assert set(steps.best(["for heads", "for others", "for none", "not there"])) == {"for heads", "for others"}
+
+
 def test_others_are_of_the_same_site_in_another_document() -> None:
     for i, j in enumerate(other_documents(ROWS.records, 0)):
         assert ROWS.records[i].site == ROWS.records[j].site
         assert ROWS.records[i].doc_id != ROWS.records[j].doc_id
+    few = [replace(ROWS.records[i], site=site, doc_id=doc) for i, (site, doc) in enumerate(
+        [("L0H1", "a"), ("L0H1", "a"), ("L3H2", "b"), ("L2", "b"), ("L2", "c")])]  # fmt: skip
+    others = [other_documents(few, seed) for seed in range(20)]
+    assert {tuple(of[:3]) for of in others} == {(2, 2, 0), (2, 2, 1)}  # another head, of another document
+    assert {of[4] for of in others} == {3} and {of[3] for of in others} == {4}
+    alone = [*few[:2], few[4]]
+    assert other_documents(alone, 0)[0] == 2  # there is no other head
+    with pytest.raises(ValueError, match=r"every row is of one document \(a\)"):
+        other_documents(few[:2], 0)
 
 
 def test_random_errors_are_as_large_as_asked() -> None:

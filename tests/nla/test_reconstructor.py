@@ -93,6 +93,12 @@ def test_it_comes_back_from_disk(tmp_path: Path) -> None:
     np.testing.assert_allclose(back.reconstruct(rows, TEXTS), model.reconstruct(rows, TEXTS), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="holds no reconstructor"):
         Reconstructor.from_pretrained(tmp_path)
+    settings = tmp_path / "ar" / "reconstructor.json"
+    as_saved = settings.read_text()
+    settings.write_text(as_saved.replace('"target": "diff"', '"target": "residual"'))
+    with pytest.raises(ValueError, match=r"reconstructor\.json cannot be read.*edited since it was saved"):
+        Reconstructor.from_pretrained(tmp_path / "ar")
+    settings.write_text(as_saved)
     (tmp_path / "ar" / "head.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"head\.safetensors"):
         Reconstructor.from_pretrained(tmp_path / "ar")

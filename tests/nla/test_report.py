@@ -38,6 +38,23 @@ def test_every_question_is_answered_with_intervals(ladder: SavedLadder) -> None:
     assert "leaves 0.750 [0.730, 0.770]" in kl
 
 
+def test_each_kind_of_site_has_its_own_best_rung_that_never_saw_the_diff(tmp_path: Path) -> None:
+    lines = [line for line in make_lines() if (line["rung"], line["site_group"]) != ("token mean", "heads")]
+    lines += [
+        make_line("token mean", "fve", 0.3, "heads"),
+        make_line("AV: bag - token mean", "fve_gain", -0.5, "heads"),
+    ]
+    lines += [make_line("AV: bag - token mean", "fve_gain", 0.3, group) for group in ("all", "layers")]
+    (read,) = load_ladders([make_ladder(tmp_path / "pair", lines)])
+    blind = headlines(read)[0]
+    assert (
+        "never saw the diff, before, 0.200 [0.180, 0.220] (by kind of site also token mean for heads)" in blind.answer
+    )
+    assert "The gain is 0.200 [0.180, 0.220]: above zero" in blind.answer
+    assert "not told from zero for layers" in blind.answer and "below zero for heads" in blind.answer
+    assert blind.lines["gain over the best of each kind of site"]["heads"]["value"] == -0.5
+
+
 def test_a_ladder_without_shares_gives_them_without_intervals(tmp_path: Path) -> None:
     lines = [line for line in make_lines() if line["metric"] != "fve_share"]
     (read,) = load_ladders([make_ladder(tmp_path / "older", lines)])

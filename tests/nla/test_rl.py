@@ -61,7 +61,9 @@ def fresh_oracle() -> Oracle:
 
 def rows() -> tuple[Rows, Rows]:
     oracle = fresh_oracle()
-    records = make_rows(mixed_records(24), "logit_lens", "attention", "layer_skip", width=oracle.identity.d_model)
+    records = make_rows(
+        mixed_records(24), "logit_lens", "attention", "layer_skip", per_document=2, width=oracle.identity.d_model
+    )
     all_rows = read_rows(records, NAMED, oracle.vocabulary, None, 0)
     return tuple(Rows(*(v[part] for v in vars(all_rows).values())) for part in (slice(0, 16), slice(16, 20)))  # type: ignore[return-value]
 
@@ -186,20 +188,24 @@ def test_it_ends_in_the_best_state(tmp_path: Path) -> None:
     assert run._checkpoints.steps() == [2, 3, 4]
 
 
+def by_lines(run_dir: Path, learning_rate: float = 1e-2) -> tuple[ReinforcementLearning, DiffNLA]:
+    return made(run_dir, floor=True, credit="lines", updates=UpdateConfig(learning_rate=learning_rate, parts=2))
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    expected, pair = made(tmp_path / "whole", updates=UpdateConfig(learning_rate=1e-2, parts=2))
+    expected, pair = by_lines(tmp_path / "whole")
     expected.fit()
     command = [sys.executable, "-m", "tests.nla.test_rl", str(tmp_path / "cut"), "3", str(torch.get_num_threads())]
     killed = subprocess.run(command, check=False)
     assert killed.returncode == -signal.SIGKILL
-    run, resumed = made(tmp_path / "cut", updates=UpdateConfig(learning_rate=1e-2, parts=2))
+    run, resumed = by_lines(tmp_path / "cut")
     assert run._checkpoints.steps()[-1] == 2
     run.fit()
     assert without_times(run.lines) == without_times(expected.lines)
     assert run.examples == expected.examples
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(pair).items())
     with pytest.raises(ValueError, match="unfinished training with other settings"):
-        made(tmp_path / "cut", updates=UpdateConfig(learning_rate=2e-2, parts=2))
+        by_lines(tmp_path / "cut", learning_rate=2e-2)
 
 
 def test_the_gate_is_closed_for_a_pair_that_learned_nothing(tmp_path: Path) -> None:
@@ -257,7 +263,7 @@ def test_health_by_hand() -> None:
 def main(run_dir: str, step: str, threads: str) -> None:
     """A run that is killed in a step, when the policy has been updated and the reconstructor has not."""
     torch.set_num_threads(int(threads))  # sums depend on it
-    run, _ = made(Path(run_dir), updates=UpdateConfig(learning_rate=1e-2, parts=2))
+    run, _ = by_lines(Path(run_dir))
     teach = run._steps._teach_reading
 
     def die(*arguments: Any) -> Any:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diff_oracle.nla.sampler import drift, log_probs, sample
+from diff_oracle.nla.updates import MAX_DRIFT
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle
@@ -75,6 +76,16 @@ def test_log_probs_are_those_at_sampling(
         prompt.vectors[...] = -prompt.vectors
     with torch.no_grad():
         assert drift(samples, log_probs(oracle, samples)) > 1e-3
+
+
+def test_in_bf16_log_probs_are_near_those_at_sampling() -> None:
+    oracle = Oracle.from_pretrained("tiny")  # what a trained one says is far from equally likely
+    prompts = ask(oracle)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        samples = sample(oracle, prompts, 4, 24, seeded())
+        assert 0 < drift(samples, log_probs(oracle, samples)) <= MAX_DRIFT[True]
+    with torch.no_grad():  # rounding is seen
+        assert drift(samples, log_probs(oracle, samples)) > MAX_DRIFT[False]
 
 
 @pytest.mark.parametrize(("architecture", "injection"), CASES)
