@@ -67,7 +67,7 @@ class Explainer:
         oracle: Oracle | DiffNLA,
         tasks: Sequence[Task] | None = None,
         free_question: str | None = AUTO,
-        batch_size: int = 128,
+        batch_size: int = 512,
     ) -> None:
         """Takes the oracle's own tasks where none are named, every task where it does not know its own.
 
@@ -221,7 +221,7 @@ def explain(
     positions: int | str | Sequence[int] = -1,
     tasks: Sequence[Task] | None = None,
     free_question: str | None = AUTO,
-    batch_size: int = 128,
+    batch_size: int = 512,
 ) -> Explanations:
     """Explains sites at positions of a text, or of several.
 

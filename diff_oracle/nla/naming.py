@@ -31,7 +31,7 @@ MEANINGS = {
     "text: prompted": "what the model claims from the text after a few examples, without any training",
     "gold": "what was measured, written as claims",
     "AV": "what the oracle claims of the diff",
-    "rotated_codebook": "as many claims, whose raised and lowered tokens a rotated unembedding names: they mean nothing",
+    "rotated_codebook": "as many claims, whose raised and lowered tokens a rotated unembedding names: without meaning",
     ": bag": "read by a linear map of the claimed tokens, for each site, fitted in closed form to measured claims",
     ": bag, before": "the same on top of what the residual before the diff tells",
     ": AR": "read by a transformer that was trained on measured claims, never on the oracle's",
