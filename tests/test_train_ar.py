@@ -12,7 +12,7 @@ from diff_oracle import evaluate, train_ar, verbalise
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
 from diff_oracle.nla import DiffNLA
-from diff_oracle.nla.evaluation import AR, CONTEXT_AR, GAINS, SECOND_AR, SHARES
+from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, CONTEXT_AR, GAINS, SECOND_AR, SHARES
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.subject.model import Subject
@@ -55,7 +55,7 @@ def test_a_run_leaves_the_ladder_with_every_rung(made: Path) -> None:
     rungs = ["global mean", "site mean", "token mean", "before", "text: AR", "text: explained", "text: prompted"]
     rungs += [f"{writer}{change}: bag" for writer in ("gold", "AV") for change in ("", ", shuffled", ", empty")]
     rungs += [f"{writer}{change}: AR" for writer in ("gold", "AV") for change in ("", ", paraphrased", ", shuffled")]
-    rungs += ["rotated_codebook: bag", "AV, false claims removed: AR", "gold, quotes stripped: AR"]
+    rungs += ["rotated_codebook: bag", CODE_LIKE_AV, "AV, false claims removed: AR", "gold, quotes stripped: AR"]
     rungs += ["site habit: bag", "site habit, false claims removed: bag"]
     compared = {rung for pair in (*GAINS, *SHARES) for rung in pair if SECOND_AR not in rung}
     assert {(rung, "fve") for rung in (*rungs, *compared)} <= set(values)

@@ -10,7 +10,7 @@ from typing import Any
 
 from diff_oracle.evaluation.report import markdown, score_text
 from diff_oracle.evaluation.verdict import Row
-from diff_oracle.nla.evaluation import AR, SECOND_AR
+from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, SECOND_AR
 from diff_oracle.nla.health import Line
 from diff_oracle.nla.held_out import HELD_OUT, OF_OTHER, HeldOut, gains
 
@@ -34,6 +34,7 @@ SHOWN = (
     ("FVE of gold claims", "fve", f"gold: {AR}"),
     ("FVE of gold claims, bag of words", "fve", "gold: bag"),
     ("FVE of a rotated codebook, bag of words", "fve", "rotated_codebook: bag"),
+    ("FVE of a rotated codebook, as many claims as the oracle's", "fve", CODE_LIKE_AV),
 )
 """What is shown of each run: words, metric and rung of its ladder."""
 GROUPS = ("all", "heads", "layers")

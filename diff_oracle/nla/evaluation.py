@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diff_oracle.nla.bag import ClaimFeatures
+from diff_oracle.nla.codebook import rotated_claims
 from diff_oracle.nla.held_out import HeldOut
 from diff_oracle.nla.ladder import Ladder, Line
 from diff_oracle.nla.linear import SiteRidge
@@ -31,9 +32,11 @@ from diff_oracle.tasks.truth import TruthConfig, measured
 logger = logging.getLogger(__name__)
 
 AR, SECOND_AR, CONTEXT_AR = "AR", "AR of another seed", "AR of the context"
+CODE_LIKE_AV = "rotated_codebook, as many as AV: bag"
 SPLICED = ("site mean", "token mean", "before", "gold: bag", "gold: AR", "AV: bag", "AV: AR", "rotated_codebook: bag")
 GAINS = [
     ("gold: bag", "rotated_codebook: bag"),
+    ("AV: bag", CODE_LIKE_AV),
     ("gold: bag, before", "before"),
     ("AV: bag, before", "before"),
     ("rotated_codebook: bag, before", "before"),
@@ -207,7 +210,7 @@ def _closed_form(
     for rung, rebuilt in blind_rungs(train, test, before).items():
         ladder.add(rung, rebuilt)
     features = ClaimFeatures(subject.W_U.T.float().cpu().numpy())
-    gold, reader, with_before = gold_rungs(train, select, test, features, subject, av.vocabulary, seed)
+    gold, reader, with_before, codes = gold_rungs(train, select, test, features, subject, av.vocabulary, seed)
     for rung, rebuilt in gold.items():
         ladder.add(rung, rebuilt, test.gold if rung == "gold: bag" else None)
     ladder.add("text: explained", reader(test, from_text), from_text)
@@ -218,6 +221,7 @@ def _closed_form(
     # The check of claims sees the diff: what it tells of claims that do not.
     ladder.add("site habit, false claims removed: bag", reader(test, ladder.true_claims(habit)))
     ladder.add("AV: bag", reader(test, said), said)
+    ladder.add(CODE_LIKE_AV, codes(test, rotated_claims(test.records, said, subject, av.vocabulary, seed)))
     ladder.add("AV: bag, before", with_before(test, said))
     ladder.add("AV, false claims removed: bag", reader(test, ladder.true_claims(said)))
     for name, alter in ALTERED.items():

@@ -32,6 +32,7 @@ MEANINGS = {
     "gold": "what was measured, written as claims",
     "AV": "what the oracle claims of the diff",
     "rotated_codebook": "as many claims, whose raised and lowered tokens a rotated unembedding names: without meaning",
+    "as many as AV": "as many claims as the oracle makes, whatever these are",
     ": bag": "read by a linear map of the claimed tokens, for each site, fitted in closed form to measured claims",
     ": bag, before": "the same on top of what the residual before the diff tells",
     ": AR": "read by a transformer that was trained on measured claims, never on the oracle's",

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from diff_oracle.evaluation.report import markdown, score_text
 from diff_oracle.evaluation.verdict import Row
-from diff_oracle.nla.evaluation import AR, SECOND_AR
+from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, SECOND_AR
 from diff_oracle.nla.headlines import headlines
 from diff_oracle.nla.naming import grouped
 from diff_oracle.nla.rungs import DIFF_BLIND
@@ -24,6 +24,7 @@ COLUMNS = ("fve", "fve_global", "cosine", "kl_recovered", "true_claims", "covera
 MAIN_RUNGS = (
     *DIFF_BLIND,
     "rotated_codebook: bag",
+    CODE_LIKE_AV,
     "gold: bag",
     f"gold: {AR}",
     "AV: bag",

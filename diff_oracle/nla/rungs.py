@@ -114,11 +114,11 @@ def gold_rungs(
     subject: Subject,
     vocabulary: Vocabulary,
     seed: int,
-) -> tuple[dict[str, Rebuilt], BagReader, BagReader]:
+) -> tuple[dict[str, Rebuilt], BagReader, BagReader, BagReader]:
     """What the measured claims carry for a bag-of-words reader, and what a meaningless codebook carries.
 
     Returns:
-        The rungs, and the readers of measured claims: without and with the residual before.
+        The rungs; the readers of measured claims, without and with the residual before; and that of the codebook.
     """
     gold = train.gold, select.gold
     rotated = [rotated_claims(rows.records, rows.gold, subject, vocabulary, seed) for rows in (train, select, test)]
@@ -134,7 +134,7 @@ def gold_rungs(
     }
     for name, alter in ALTERED.items():
         rungs[f"gold, {name}: bag"] = plain(test, alter(test, test.gold, seed))
-    return rungs, plain, with_before
+    return rungs, plain, with_before, codes
 
 
 def site_habit(train: Rows, rows: Rows) -> list[Claims]:
