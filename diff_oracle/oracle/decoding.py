@@ -18,6 +18,8 @@ Pick = Callable[
 ]
 """Chooses next tokens: from the numbers of some rows, what these said so far, how long that is, and the logits."""
 _NONE = -1  # stands where nothing was drafted
+_LONGEST_DRAFT = 16  # more than a claim's words take
+_WASTE = 0.5  # tokens drafted in vain, for each that was said, beyond which nothing is drafted
 
 
 @torch.no_grad()
@@ -36,7 +38,8 @@ def write_answers(
 
     Every token is chosen from the logits behind all before it. What `draft` expects a row to say is read together with
     its last token, and kept as far as the row then says it: so a pass of the model writes a claim or a list's line
-    (https://arxiv.org/abs/2211.17192, with other lines and answers in place of a smaller model).
+    (https://arxiv.org/abs/2211.17192, with other lines and answers in place of a smaller model). What is drafted in
+    vain costs a pass over it, and a place in the cache: a model whose lines are not alike is left to write by tokens.
 
     Args:
         model: With its head.
@@ -60,6 +63,7 @@ def write_answers(
     lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
     live = torch.arange(num_rows, device=device)  # the rows that have not ended
     states, drafts = hidden[:, None], torch.empty((num_rows, 0), dtype=torch.long, device=device)
+    wasted = 0  # tokens that were drafted in vain
     while True:
         before, as_drafted = lengths[live], torch.arange(len(live), device=device)  # the rows that say their drafts
         for place in range(states.shape[1]):
@@ -73,6 +77,7 @@ def write_answers(
             if not len(as_drafted):
                 break
         kept = lengths[live] - before - 1
+        wasted += drafts.numel() - int(kept.sum())
         seen[:, seen.shape[1] - drafts.shape[1] :] = torch.arange(drafts.shape[1], device=device) < kept[:, None]
         last = ids[live, lengths[live] - 1]
         going_on = _filled_up((last != eos_id) & (lengths[live] < max_new_tokens))
@@ -81,7 +86,9 @@ def write_answers(
         if len(going_on) < len(live):
             live, last, seen = live[going_on], last[going_on], seen[going_on]
             cache.batch_select_indices(going_on)
-        drafts = _drafts(ids[live], lengths[live], newline_id, like)
+        drafts = torch.empty((len(live), 0), dtype=torch.long, device=device)
+        if wasted <= _WASTE * int(lengths.sum()):
+            drafts = _drafts(ids[live], lengths[live], newline_id, like)
         if seen.shape[1] + drafts.shape[1] + max_new_tokens > room:
             drafts = drafts[:, :0]
         read = torch.cat([last[:, None], drafts], dim=1)
@@ -115,7 +122,7 @@ def _drafts(
 ) -> Int[Tensor, "row draft"]:
     """What each row is expected to say next, as wide as the longest; never so long that there is no room behind it."""
     drafted = [
-        draft(row[:length], newline_id, like)[: len(row) - length - 1]
+        draft(row[:length], newline_id, like)[: min(_LONGEST_DRAFT, len(row) - length - 1)]
         for row, length in zip(said.tolist(), lengths.tolist(), strict=True)
     ]
     width = max(map(len, drafted))

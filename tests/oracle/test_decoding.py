@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from diff_oracle.oracle import decoding
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.cache import growing_cache
 from diff_oracle.oracle.decoding import draft, repeating, write_answers
@@ -181,6 +182,15 @@ def passes_of_same_answers(oracle: Oracle, like: bool, most: int = 24) -> list[i
 def test_drafts_change_no_token(architecture: str, like: bool, make_oracle: MakeOracle) -> None:
     oracle = make_oracle(architecture)
     assert max(passes_of_same_answers(oracle, like)) == (4 if oracle.sliding_window == float("inf") else 1)
+
+
+def test_a_model_that_says_no_drafts_is_left_to_write_by_tokens(
+    make_oracle: MakeOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "draft", lambda said, newline_id, like: [3] * 99)
+    first, *others = passes_of_same_answers(make_oracle("llama"), like=False)
+    assert first == 1 + 16
+    assert others.count(1) == len(others) > 8
 
 
 SMALL = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
