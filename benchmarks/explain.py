@@ -4,7 +4,8 @@
 
 Left out are: drafts (oracle/decoding.py), so that every pass of the oracle writes one token an answer; on a CPU,
 batches in threads of their own (oracle/side_by_side.py), so that all cores share every operation. The ways take turns
-in one process, and say the same, but for a close choice in fifty that rounding may turn.
+in one process, and say the same, but for a close choice in fifty that rounding may turn. Then a page is made of all heads
+at every token of a text of 64, in seconds: from the text to the page, models loaded before.
 """
 
 import json
@@ -18,7 +19,9 @@ from unittest.mock import patch
 import torch
 
 from diff_oracle.explain import Explainer, asking
+from diff_oracle.explain import explain as explain_text
 from diff_oracle.explain.config import AskingConfig
+from diff_oracle.explain.page import render_page
 from diff_oracle.explain.running import load_explainer
 from diff_oracle.oracle import decoding
 from diff_oracle.provenance import provenance
@@ -67,6 +70,18 @@ def explain(explainer: Explainer, positions: int) -> tuple[float, list[str | Non
     return time.perf_counter() - start, [item.explanation for item in found]
 
 
+def seconds_of_a_page(explainer: Explainer, tokens: int) -> float:
+    """From a text of so many tokens to the page of all heads at each."""
+    oracle, text = explainer.oracle, " ".join([TEXT] * 4)
+    while len(explainer.read(text).token_ids) > tokens:
+        text = text[:-1]
+    assert len(explainer.read(text).token_ids) == tokens
+    start = time.perf_counter()
+    found = explain_text(explainer.subject, oracle, text, sites="heads", positions="all")
+    assert len(render_page(found)) > len(found.items) == (tokens - 1) * 48
+    return time.perf_counter() - start
+
+
 def main() -> None:
     positions = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     explainer = load_explainer(oracle="tiny", batch_size=AskingConfig(oracle="tiny").batch_size)
@@ -82,12 +97,14 @@ def main() -> None:
     same = {name: sum(a == b for a, b in zip(said["ours"], of, strict=True)) / number for name, of in said.items()}
     assert min(same.values()) > 0.98, f"what is said differs: {same}"  # rounding may turn a close choice
     seconds = {name: median(of) for name, of in took.items()}
+    page = seconds_of_a_page(explainer, 64)
     result = {
         "diffs": number,
         "rounds": ROUNDS,
         "diffs a second": number / seconds["ours"],
         **{f"{name} / ours (seconds)": of / seconds["ours"] for name, of in seconds.items() if name != "ours"},
     }
+    result["a page of all heads of 64 tokens (seconds)"] = page
     print(json.dumps(result | {"provenance": provenance(pick_device("auto"))}, indent=1))
 
 
