@@ -4,8 +4,8 @@
 
 Left out are: drafts (oracle/decoding.py), so that every pass of the oracle writes one token an answer; on a CPU,
 batches in threads of their own (oracle/side_by_side.py), so that all cores share every operation. The ways take turns
-in one process, and say the same, but for a close choice in fifty that rounding may turn. Then a page is made of all heads
-at every token of a text of 64, in seconds: from the text to the page, models loaded before.
+in one process, and say the same, but for a close choice in fifty that rounding may turn. Then a page is made of all
+heads at every token of a text of 64, in seconds: from the text to the page, models loaded before.
 """
 
 import json
