@@ -78,8 +78,10 @@ def seconds_of_a_page(explainer: Explainer, tokens: int) -> float:
     assert len(explainer.read(text).token_ids) == tokens
     start = time.perf_counter()
     found = explain_text(explainer.subject, oracle, text, sites="heads", positions="all")
-    assert len(render_page(found)) > len(found.items) == (tokens - 1) * 48
-    return time.perf_counter() - start
+    render_page(found)
+    seconds = time.perf_counter() - start
+    assert len(found.items) == (tokens - 1) * 48
+    return seconds
 
 
 def main() -> None:

@@ -176,7 +176,8 @@ def _tables(result: Mapping[str, Any]) -> list[list[list[str]]]:
     arms = {arm["name"]: arm for arm in result["arms"]}
     minutes = {name: f"{sum(arm['seconds'].values()) / 60:.0f}" for name, arm in arms.items()}
     lines.append(["minutes, measuring included", "", *minutes.values()])
-    lines.append(["commit", "", *(str(arm.get("commit") or "")[:9] for arm in arms.values())])
+    if any(commits := [str(arm.get("commit") or "")[:9] for arm in arms.values()]):
+        lines.append(["commit", "", *commits])
     metrics = list(dict.fromkeys(str(row["metric"]) for row in result["gains"]))
     by_others = [metric for metric in metrics if metric.startswith(OF_OTHER)]
     own = [metric for metric in metrics if metric not in by_others]

@@ -75,11 +75,12 @@ def _blind(ladder: SavedLadder) -> Iterator[Headline]:
     best = {group: max(blind, key=lambda rung: blind[rung][group]["value"]) for group in fve}
     rung, score = best["all"], {group: blind[best[group]][group] for group in best}
     gain = _over(ladder, "AV: bag", best)
-    others = [f"{best[group]} for {group}" for group in best if best[group] != rung]
+    others = ", ".join(f"{best[group]} for {group}" for group in best if best[group] != rung)
+    also = f" (by kind of site also {others})" if others else ""
     answer = (
         f"Read by a bag-of-words regression, the oracle's claims explain {score_text(fve['all'])} of the diffs' "
         f"variance about their site's mean (FVE); the best that never saw the diff, {rung}, "
-        f"{score_text(score['all'])}{' (by kind of site also ' * bool(others)}{', '.join(others)}{')' * bool(others)}. "
+        f"{score_text(score['all'])}{also}. "
         f"The gain is {score_text(gain['all'])}: {sign(gain['all'])}.{by_kind(gain)}"
     )
     name = rung if not others else "the best of each kind of site"
