@@ -25,9 +25,9 @@ from diff_oracle.evaluation.bootstrap import Estimate
 from diff_oracle.nla.arms import BEGAN, HELD_OUT_BEFORE, LADDER, LADDER_BEFORE
 from diff_oracle.nla.evaluation import AR, Splits, evaluate_pair
 from diff_oracle.nla.health import draw_health
-from diff_oracle.nla.held_out import HELD_OUT, OF_OTHER, HeldOut, gains
+from diff_oracle.nla.held_out import HELD_OUT, MORE_THAN, OF_OTHER, HeldOut, gains
 from diff_oracle.nla.ladder import to_rows
-from diff_oracle.nla.pair import AV, DiffNLA
+from diff_oracle.nla.pair import AV, SIDECARS, DiffNLA
 from diff_oracle.nla.report import print_ladder
 from diff_oracle.nla.rl import ReinforcementLearning
 from diff_oracle.nla.rows import Rows
@@ -36,12 +36,12 @@ from diff_oracle.nla.runs import FOLDERS, PAIR, PairRun, load_pair_run
 from diff_oracle.nla.steps import RlConfig
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.provenance import provenance
-from diff_oracle.records import open_dataset
+from diff_oracle.records import file_hash, open_dataset
 from diff_oracle.subject.loading import load_hf_model, pick_device
 from diff_oracle.subject.model import Subject
 from diff_oracle.training.checkpoints import Checkpoints
 from diff_oracle.training.precision import bf16_there
-from diff_oracle.training.processes import join_processes, of_first, wait
+from diff_oracle.training.processes import count, join_processes, of_first, wait
 from diff_oracle.training.sft import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ class _Bench:
         rl, base = self.config.rl, self.pair.av.identity.weights_hash
         select = Rows(*(values[: rl.selection_rows] for values in vars(select).values()))
         reference = Oracle.from_pretrained(Path(self.config.nla) / PAIR / AV, self._device)
-        settings = {"rl": asdict(rl), "base": base, "nla": str(Path(self.config.nla).resolve()), "rows": len(train)}
+        began = {name: file_hash(Path(self.config.nla) / PAIR / name) for name in SIDECARS}
+        settings = {"rl": asdict(rl), "base": base, "nla": began, "rows": len(train), "processes": count()}
         return ReinforcementLearning(
             self.pair, reference, train, select, self.subject, self.source.ladder.truth, rl, run_dir, settings
         )
@@ -179,7 +180,7 @@ def _write(file: Path, content: object) -> None:
 
 def _report(found: dict[str, Estimate], learning: ReinforcementLearning) -> None:
     """What was gained, for people."""
-    own = {metric: e for metric, e in found.items() if not metric.startswith(OF_OTHER)}
+    own = {metric: e for metric, e in found.items() if not metric.startswith((OF_OTHER, MORE_THAN))}
     shown = [f"{metric} {e.value:+.3f} [{e.ci_low:+.3f}, {e.ci_high:+.3f}]" for metric, e in own.items()]
     print(f"over {BEGAN}: {', '.join(shown)}")
     last = learning.lines[-1]["step"]

@@ -161,7 +161,7 @@ def _show_sweep(result: dict[str, Any]) -> str:
     runs = [Run(str(i), about, about["eval"], [], about["selection"]) for i, about in enumerate(result["runs"])]
     comparison = compare(runs)
     questions = list(comparison.questions)
-    lines = [[*(key.rpartition(".")[2] for key in comparison.settings), "train (s)", *questions]]
+    lines = [[*comparison.settings, "train (s)", *questions]]
     for i, seconds in enumerate(comparison.seconds):
         cells = [(comparison.matched(name)[i], comparison.gap(name)[i]) for name in questions]
         shown = ["<br>".join(f"{c.value:.3f} {c.interval}" for c in pair if c.value is not None) for pair in cells]

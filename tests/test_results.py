@@ -102,7 +102,9 @@ def test_a_sweep_is_one_table(root: Path) -> None:
     saved = json.loads((root / "results" / "steps.json").read_text())
     assert [len(run["eval"]) for run in saved["runs"]] == [7, 7, 7]
     readme = results.update_page("<!-- results/steps.json -->\n<!-- end -->")
-    assert "| steps | seed | train (s) | logit_lens: promoted | logit_lens: promoted, held-out heads |" in readme
+    assert (
+        "| training.steps | seed | train (s) | logit_lens: promoted | logit_lens: promoted, held-out heads |" in readme
+    )
     for steps, seed, matched, gap, held_out in ((200, 0, 0.5, 0.4, 0.3), (200, 1, 0.4, 0.3, 0.2)):
         scores = [
             f"{matched:.3f} [0.100, 0.900]<br>{above:.3f} [0.100, 0.900] to shuffled of 1: read from the diff"
@@ -130,6 +132,14 @@ def test_each_table_is_filled_from_its_own_file_and_the_rest_stays(root: Path) -
     assert "`python -m train run_dir=two a/b=c` · commit 012345678 · cpu, 2 cores · train 61 s" in two
     assert filled.startswith("# Title\n\n<!-- results/one.json -->\n")
     assert filled.endswith("<!-- end -->\nAfter.\n")
+
+
+def test_the_pages_of_this_checkout_are_those_that_its_results_write() -> None:
+    docs = results.ROOT / "docs"
+    for page in (results.ROOT / "README.md", *docs.glob("*.md")):
+        text = page.read_text()
+        assert results.update_page(text, *([] if page.parent == results.ROOT else ["results.md"])) == text, page
+    assert (docs / "results.md").read_text() == results.all_results()
 
 
 def test_filling_twice_gives_the_same_text(root: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_run_leaves_the_ladder_with_every_rung(made: Path) -> None:
     assert values["gold: bag", "true_claims"] > 0.99  # what the labels say is true on the model
     assert values["gold: bag", "coverage"] == 1.0
     assert values["gold, shuffled: bag", "fve"] < values["gold: bag", "fve"]
-    assert values["true diff", "kl"] < 1e-4
+    assert values["true diff", "kl"] < 1e-4  # that this is the model's own output: test_splice.py
     assert values["no diff", "kl_recovered"] == 0.0
     assert not (made / "pair" / "ar" / "checkpoints").exists()
 
@@ -90,7 +90,12 @@ def test_the_pair_explains_rebuilds_and_scores(made: Path, tmp_path: Path) -> No
     assert score.true_claims in (0, 1, 2)
     assert pair.score(record, "raises: the").true_claims is None
     assert score.nmse == pytest.approx(2 * (1 - score.cosine))
-    pair.ar.config = replace(pair.ar.config, target="residual")
+    for told, missing in (("vector", "before=, the residual before the diff"), ("text", "token_ids=, the context")):
+        pair.ar.config = replace(pair.ar.config, before=told)
+        with pytest.raises(ValueError, match=f"rebuilds diffs with {missing}: give it too"):
+            pair.reconstruct(text, record.site)
+        assert pair.reconstruct(text, record.site, record.before, record.token_ids).shape == record.diff.shape
+    pair.ar.config = replace(pair.ar.config, before="none", target="residual")
     with pytest.raises(ValueError, match="rebuilds the residual of ridge regression"):
         pair.score(record, "raises: the")
     shutil.copytree(made / "pair" / "nla", tmp_path / "nla")

@@ -125,7 +125,8 @@ def test_gains_by_hand() -> None:
     )  # fmt: skip
     found = gains(ours, theirs, 200, 0)
     assert {name: e.value for name, e in found.items()} == {
-        "fve": 0.125, "fve_of_true": 0.25, "true_claims": 0.125, "failed": 0.25, "fve of bag": 0.25
+        "fve": 0.125, "fve_of_true": 0.25, "true_claims": 0.125, "failed": 0.25, "fve of bag": 0.25,
+        "fve more than bag": -0.125,
     }  # fmt: skip
     assert found["fve"].ci_low == 0.0 and found["fve"].ci_high == 0.25
     with pytest.raises(ValueError, match="measured on different rows"):

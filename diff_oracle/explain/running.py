@@ -16,9 +16,8 @@ from diff_oracle.explain.config import AskingConfig
 from diff_oracle.explain.explanations import ExplainedText, Explanations
 from diff_oracle.explain.page import render_page
 from diff_oracle.explain.store import Store
-from diff_oracle.nla.pair import AR, AV, SETTINGS, DiffNLA
-from diff_oracle.nla.reconstructor import READER
-from diff_oracle.nla.reconstructor import SETTINGS as READER_SETTINGS
+from diff_oracle.nla.pair import SIDECARS as PAIR_SIDECARS
+from diff_oracle.nla.pair import DiffNLA
 from diff_oracle.nla.runs import PAIR
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.storage import SIDECAR
@@ -29,8 +28,7 @@ from diff_oracle.tasks import make_tasks
 
 logger = logging.getLogger(__name__)
 
-_SIDECARS = (SIDECAR, SETTINGS, f"{AV}/{SIDECAR}", f"{AR}/{READER_SETTINGS}", f"{AR}/{READER}/{SIDECAR}")
-"""Files of an oracle and of a pair that hold the hashes of the weights beside them."""
+_SIDECARS = (SIDECAR, *PAIR_SIDECARS)  # of an oracle, of a pair
 
 
 def begin(config: AskingConfig) -> tuple[Path, Explainer]:

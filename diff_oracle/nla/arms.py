@@ -12,7 +12,7 @@ from diff_oracle.evaluation.report import markdown, score_text
 from diff_oracle.evaluation.verdict import Row
 from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, SECOND_AR
 from diff_oracle.nla.health import Line
-from diff_oracle.nla.held_out import HELD_OUT, OF_OTHER, HeldOut, gains
+from diff_oracle.nla.held_out import HELD_OUT, MORE_THAN, OF_OTHER, HeldOut, gains
 
 HELD_OUT_BEFORE = "held_out_before.json"
 LADDER, LADDER_BEFORE = "ladder.json", "ladder_before.json"
@@ -24,6 +24,7 @@ SHOWN = (
     ("claims", "claims", "AV: bag"),
     ("quotes", "quotes", "AV: bag"),
     ("no explanation, or cut off", "failed", "AV: bag"),
+    ("with a line that is no claim", "with_other_lines", "AV: bag"),
     ("FVE of the true claims alone", "fve", f"AV, false claims removed: {AR}"),
     ("FVE, reordered", "fve", f"AV, reordered: {AR}"),
     ("FVE, paraphrased", "fve", f"AV, paraphrased: {AR}"),
@@ -179,9 +180,9 @@ def _tables(result: Mapping[str, Any]) -> list[list[list[str]]]:
     if any(commits := [str(arm.get("commit") or "")[:9] for arm in arms.values()]):
         lines.append(["commit", "", *commits])
     metrics = list(dict.fromkeys(str(row["metric"]) for row in result["gains"]))
-    by_others = [metric for metric in metrics if metric.startswith(OF_OTHER)]
-    own = [metric for metric in metrics if metric not in by_others]
-    return [lines, *(_gained(result["gains"], columns) for columns in (own, by_others) if columns)]
+    by_others, more = ([metric for metric in metrics if metric.startswith(x)] for x in (OF_OTHER, MORE_THAN))
+    own = [metric for metric in metrics if metric not in (*by_others, *more)]
+    return [lines, *(_gained(result["gains"], columns) for columns in (own, by_others, more) if columns)]
 
 
 def _gained(rows: Sequence[Row], metrics: Sequence[str]) -> list[list[str]]:

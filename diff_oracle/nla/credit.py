@@ -28,6 +28,7 @@ from diff_oracle.nla.floor import Floor
 from diff_oracle.nla.reward import Judged, RewardConfig, worth
 from diff_oracle.tasks.claims import Claim, parse
 from diff_oracle.tasks.text import Vocabulary
+from diff_oracle.training.processes import gathered, rank
 
 
 def line_numbers(ids: Int[Tensor, "sample token"], newline: int, eos: int) -> Int[Tensor, "sample token"]:
@@ -114,15 +115,16 @@ def line_advantages(
     numbers: Int[Tensor, "sample token"],
     min_spread: float,
 ) -> Float[Tensor, "sample token"]:
-    """The advantage of every token.
+    """The advantage of every token. What is expected is learned from the answers of all processes.
 
     Args:
-        worths: R_0 … R_K of each answer; those of a group stand side by side.
+        worths: R_0 … R_K of each answer of this process; those of a group stand side by side.
         earned: What each answer earned.
         numbers: Which line each token belongs to; −1 for what ends an answer.
         min_spread: A group whose rewards have no larger standard deviation has no advantages.
     """
-    expected = _expectations(worths, earned)
+    everywhere = _expectations(gathered(list(worths)), np.array(gathered(list(earned))))
+    expected = everywhere[rank() * len(worths) :][: len(worths)]
     width, ends = max(len(of_answer) for of_answer in worths), (numbers < 0).any(dim=1).tolist()
     steps = np.zeros((len(worths), width + 1))  # a column a line, and one for the end
     for row, values, reward, end in zip(steps, expected, earned.flatten(), ends, strict=True):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diff_oracle.nla.bag import ClaimFeatures
-from diff_oracle.nla.linear import POOLED, SiteRidge
+from diff_oracle.nla.linear import SiteRidge
 from diff_oracle.nla.rows import Claims, Rows
 from diff_oracle.randomness import keyed_rng
 
@@ -61,9 +61,9 @@ class Floor(nn.Module):
         x = [np.vstack([features(of_split), features(_all_shortened(of_split, seed))]) for of_split in claims]
         ridge = SiteRidge(train.sites * 2, x[0], np.vstack([train.target] * 2))
         maps = ridge.select(select.sites * 2, x[1], np.vstack([select.target] * 2)).maps()
-        sites = [site for site in maps if site != POOLED] + [POOLED]
-        weight, bias = (torch.from_numpy(np.stack([maps[site][i] for site in sites])).float() for i in (0, 1))
-        return cls(features, sites, weight, bias)
+        of_sites = [(site, torch.from_numpy(w).float(), torch.from_numpy(b).float()) for site, w, b in maps]
+        sites, weights, biases = zip(*of_sites, strict=True)
+        return cls(features, sites, torch.stack(weights), torch.stack(biases))
 
     def forward(self, sites: Sequence[str], claims: Sequence[Claims]) -> Float[Tensor, "row d_model"]:
         """The reconstructions, in the units of what it was fitted to."""

@@ -19,7 +19,7 @@ PANELS = (
     ("kl",),
     ("entropy",),
     ("length",),
-    ("failed", "cut_off", "dropped_groups"),
+    ("failed", "cut_off", "with_other_lines", "dropped_groups"),
     ("spread",),
     ("distinct", "quotes", "true_claims"),
     ("grad_norm", "ar_grad_norm"),
@@ -41,7 +41,7 @@ class StopConfig:
     max_kl: float = 2.0
     """KL to the policy at the start, in nats a token."""
     min_distinct: float = 0.05
-    """Share of explanations that differ from all others of their step."""
+    """Different explanations of a step, as a share of all its explanations."""
     max_dropped: float = 0.95
     """Share of groups whose samples are all worth the same."""
 
@@ -51,12 +51,13 @@ class StopConfig:
 
 
 def explanation_health(judged: Sequence[Judged]) -> dict[str, float]:
-    """Of one step's explanations: length, shares of failures and of those cut off, distinct ones, claims, quotes."""
+    """Of one step's explanations: length, claims, quotes, and shares: failures, cut off, with junk, distinct ones."""
     claims = sum(len(j.claims) for j in judged)
     return {
         "length": float(np.mean([j.num_tokens for j in judged])),
         "failed": float(np.mean([j.failed for j in judged])),
         "cut_off": float(np.mean([j.cut_off for j in judged])),
+        "with_other_lines": float(np.mean([j.other_lines for j in judged])),
         "distinct": len({tuple(j.claims) for j in judged}) / len(judged),
         "claims": claims / len(judged),
         "quotes": sum(len(j.quoted) for j in judged) / max(1, claims),

@@ -27,6 +27,7 @@ from diff_oracle.tasks.truth import Measured
 
 HELD_OUT = "held_out.json"
 OF_OTHER = "fve of "
+MORE_THAN = "fve more than "
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str
     """What one state has over another on the same rows, with 95 % intervals.
 
     `fve`, `fve_of_true` (the true claims alone are read), `true_claims` (the mean over rows of each row's share),
-    `failed`; and `fve of …` of every other reader that both had.
+    `failed`; `fve of …` of every other reader, or text, that both had; and `fve more than …`, what the pair's own
+    reconstructor gained of the explanations more than that: what only the two of them can read.
 
     Raises:
         ValueError: The rows are not the same.
@@ -149,6 +151,8 @@ def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str
     for rung in [rung for rung in ours.other_errors if rung in theirs.other_errors]:
         less = np.array(theirs.other_errors[rung]) - np.array(ours.other_errors[rung])
         result[OF_OTHER + rung] = bootstrap.ratio(less, np.array(ours.denominator))
+        own = np.array(theirs.error) - np.array(ours.error)
+        result[MORE_THAN + rung] = bootstrap.ratio(own - less, np.array(ours.denominator))
     for name in ("true_claims", "failed"):
         result[name] = bootstrap.estimate(np.array(getattr(ours, name)) - np.array(getattr(theirs, name)))
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,14 +95,15 @@ class SiteRidge:
             result[rows] = fit.predict(x[rows], self._penalty(site))
         return result
 
-    def maps(self) -> dict[str, tuple[Float[np.ndarray, "feature d_model"], Float[np.ndarray, "d_model"]]]:
-        """W and b of each site, with which y = x W + b is what `predict` gives; under `POOLED` that of all sites."""
-        found = {}
+    def maps(self) -> Iterator[tuple[str, Float[np.ndarray, "feature d_model"], Float[np.ndarray, "d_model"]]]:
+        """Each site, and W and b with which y = x W + b is what `predict` gives; last, under `POOLED`, of all sites.
+
+        One by one, for all of them are large.
+        """
         for site in [*self._fits, POOLED]:
             fit = self._fit(site)
             weight = fit.right.T @ (fit.shrunk(self._penalty(site))[:, None] * fit.projected)
-            found[site] = weight, fit.mean_y - fit.mean_x @ weight
-        return found
+            yield site, weight, fit.mean_y - fit.mean_x @ weight
 
     def _fit(self, site: str) -> _Fit:
         """A site's readout, or that of all sites."""

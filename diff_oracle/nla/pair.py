@@ -13,9 +13,10 @@ from jinja2 import Template
 
 from diff_oracle import __version__
 from diff_oracle.nla.metrics import cosine
-from diff_oracle.nla.reconstructor import Reconstructor
+from diff_oracle.nla.reconstructor import READER, Reconstructor
+from diff_oracle.nla.reconstructor import SETTINGS as READER_SETTINGS
 from diff_oracle.oracle.model import Generated, Oracle
-from diff_oracle.oracle.storage import check_signature, signed
+from diff_oracle.oracle.storage import SIDECAR, check_signature, signed
 from diff_oracle.records import Record
 from diff_oracle.subject.capture import Diff
 from diff_oracle.subject.model import Subject
@@ -25,6 +26,8 @@ from diff_oracle.tasks.text import Text
 from diff_oracle.tasks.truth import TruthConfig, measured
 
 AV, AR, SETTINGS = "av", "ar", "nla.json"
+SIDECARS = (SETTINGS, f"{AV}/{SIDECAR}", f"{AR}/{READER_SETTINGS}", f"{AR}/{READER}/{SIDECAR}")
+"""Files of a pair that hold the hashes of the weights beside them."""
 QUESTION: Text = (PHRASINGS["explain"]["seen"][0],)
 _TOKENS_A_CLAIM = 8  # more than any wording of one takes, line break included
 
@@ -125,7 +128,13 @@ class DiffNLA:
             site: The site's name.
             before: The residual before the diff, for a reconstructor that is told it.
             token_ids: The context, for a reconstructor that is told its text.
+
+        Raises:
+            ValueError: The reconstructor is told something else that is not given.
         """
+        if {"vector": before is None, "text": not len(token_ids)}.get(self.ar.config.before, False):
+            wanted = {"vector": "before=, the residual before the diff", "text": "token_ids=, the context"}
+            raise ValueError(f"this pair rebuilds diffs with {wanted[self.ar.config.before]}: give it too")
         zeros = np.zeros(self.ar.head.out_features, dtype=np.float32)
         diff = Diff(site, max(0, len(token_ids) - 1), tuple(token_ids), zeros, zeros if before is None else before)
         return np.asarray(self.ar.reconstruct([diff], [as_read(parsed_claims(text, self.av))])[0])

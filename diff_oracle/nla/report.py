@@ -33,7 +33,7 @@ MAIN_RUNGS = (
     "AV, false claims removed: bag",
 )
 """What a README shows; the site's mean is 0 by definition."""
-MAIN_GROUPS = ("all", "heads", "layers")
+MAIN_GROUPS = ("all", "heads", "layers", "spans")
 
 
 def print_ladder(lines: Sequence[Mapping[str, Any]]) -> None:
@@ -79,7 +79,8 @@ def markdown_ladder(ladder: SavedLadder) -> str:
     main = [name for name in MAIN_RUNGS if name in ladder.rungs and name != "site mean"]
     groups = [group for group in MAIN_GROUPS if group in ladder.groups]
     columns = [("fve", group, f"FVE, {'all sites' if group == 'all' else group}") for group in groups]
-    columns += [(name, "all", name) for name in ("true_claims", "coverage", "kl_recovered")]
+    true = "true_claims" + (f", of the {ladder.among} most" if ladder.among else "")
+    columns += [("true_claims", "all", true), *((name, "all", name) for name in ("coverage", "kl_recovered"))]
     paired = [
         [[PAIRED[metric], *groups]]
         + [[name, *(score_text(ladder.of(metric, name).get(group)) for group in groups)] for name in names]
@@ -87,17 +88,16 @@ def markdown_ladder(ladder: SavedLadder) -> str:
         if names
     ]
     every = [("fve", group, f"FVE, {group}") for group in ladder.groups]
-    every += [
-        (name, "all", name) for name in ("fve_global", "fve_direction", "cosine", "kl_recovered", "claims", "quotes")
-    ]
+    every += [(name, "all", name) for name in ("fve_global", "fve_direction", "cosine", "claims", "quotes")]
+    every += [("kl_recovered", group, f"kl_recovered, {group}") for group in ladder.groups]
     all_rungs = [rung.name for rungs in grouped(ladder.rungs).values() for rung in rungs]
     return "\n\n".join(
         [
             markdown(_rung_lines(ladder, main, columns)),
+            _denominators(ladder, groups),
             *map(markdown, paired),
             "<details><summary>Every rung and kind of site, with intervals</summary>",
-            markdown(_rung_lines(ladder, all_rungs, every)),
-            f"{_denominators(ladder)}\n\n</details>",
+            f"{markdown(_rung_lines(ladder, all_rungs, every))}\n\n</details>",
         ]
     )
 
@@ -110,15 +110,18 @@ def _rung_lines(ladder: SavedLadder, rungs: Sequence[str], columns: Sequence[tup
     return [heading, *([rung, *(row[i] for i in filled)] for rung, row in zip(rungs, cells, strict=True))]
 
 
-def _denominators(ladder: SavedLadder) -> str:
+def _denominators(ladder: SavedLadder, groups: Sequence[str]) -> str:
     parts = {
-        "FVE, about the site's mean": ladder.of("fve", "denominator").get("all"),
-        "fve_global, about the mean of all sites": ladder.of("fve_global", "denominator").get("all"),
-        "kl_recovered, the KL without the diff in nats": ladder.of("kl", "no diff").get("all"),
+        "FVE, about the site's mean": ladder.of("fve", DENOMINATOR),
+        "fve_global, about the mean of all sites": ladder.of("fve_global", DENOMINATOR),
+        "kl_recovered, the KL without the diff in nats": ladder.of("kl", "no diff"),
     }
-    return (
-        f"Denominators over all sites: {'; '.join(f'{name} {score_text(row)}' for name, row in parts.items() if row)}."
-    )
+    shown = [
+        f"{name}: " + ", ".join(f"{group} {score_text(rows[group])}" for group in groups if group in rows)
+        for name, rows in parts.items()
+        if rows
+    ]
+    return f"Denominators. {'; '.join(shown)}."
 
 
 def markdown_sites(lines: Sequence[Row]) -> str:

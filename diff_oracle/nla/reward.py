@@ -67,6 +67,8 @@ class Judged:
     """Sampled tokens."""
     cut_off: bool
     """Whether it had no end."""
+    other_lines: bool = False
+    """Whether some line of it is no claim."""
 
     @property
     def failed(self) -> bool:
@@ -112,11 +114,13 @@ def judge(
         vocabulary: Of the oracle.
         truth_gated: Whether false claims are struck out of what is read.
     """
-    claims, tokens = parse(text, vocabulary).claims, set(context)
+    parsed, tokens = parse(text, vocabulary), set(context)
+    claims = parsed.claims
     true = tuple(claim for claim in claims if truth.holds(claim))
     false = tuple(claim for claim in claims if claim not in true)
     quoted = tuple(claim for claim in claims if claim.said in tokens)
-    return Judged(claims, true if truth_gated else claims, false, quoted, num_tokens, cut_off)
+    read, other_lines = true if truth_gated else claims, bool(parsed.other_lines)
+    return Judged(claims, read, false, quoted, num_tokens, cut_off, other_lines)
 
 
 def nearness(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -69,14 +70,18 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, up to the end-of-sequence token; a leading space is kept."""
-        kept: list[int] = []
-        for i in ids:
-            if i in self.tokenizer.all_special_ids:
-                break
-            kept.append(i)
+        kept = takewhile(lambda i: i not in self._special, ids)
         # Some decoders eat the first token's leading space, so a line break stands guard.
-        guard = self.tokenizer.decode(list(self.newline), skip_special_tokens=False)
-        return str(self.tokenizer.decode([*self.newline, *kept], skip_special_tokens=False))[len(guard) :]
+        return str(self.tokenizer.decode([*self.newline, *kept], skip_special_tokens=False))[self._guard :]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def _guard(self) -> int:
+        """Length of what a line break reads as."""
+        return len(self.tokenizer.decode(list(self.newline), skip_special_tokens=False))
 
 
 def token_list(ids: Iterable[int], mark: str = "") -> Text:

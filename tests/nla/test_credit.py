@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diff_oracle.nla import credit
 from diff_oracle.nla.bag import ClaimFeatures
 from diff_oracle.nla.credit import claims_by_line, line_advantages, line_numbers, line_worths
 from diff_oracle.nla.floor import Floor
@@ -77,6 +78,21 @@ def test_advantages_are_what_is_expected_more_behind_a_line() -> None:
     np.testing.assert_allclose(found[2].numpy(), [(-1 - mean[1]) / 0.5] * 5, rtol=1e-6)  # laid to the end
     np.testing.assert_allclose(found[3].numpy(), [(-2 - mean[1]) / 0.5] * 5, rtol=1e-6)  # cut off: to the last line
     assert not line_advantages(worths, earned, numbers, min_spread=9.0).any()
+
+
+def test_lines_are_credited_by_the_answers_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    worths = [rng.standard_normal(1 + length) for length in rng.integers(1, 4, 12)]
+    earned = rng.standard_normal((4, 3))
+    numbers = torch.arange(3).expand(12, 3)
+    alone = line_advantages(worths, earned, numbers.clamp(max=0), 1e-3)
+    for process in range(2):
+        mine = slice(6 * process, 6 * process + 6)
+        everyone = iter([worths, list(earned)])
+        monkeypatch.setattr(credit, "gathered", lambda values, everyone=everyone: next(everyone))
+        monkeypatch.setattr(credit, "rank", lambda process=process: process)
+        found = line_advantages(worths[mine], earned[2 * process : 2 * process + 2], numbers[mine].clamp(max=0), 1e-3)
+        torch.testing.assert_close(found, alone[mine])
 
 
 def test_an_answers_advantages_sum_to_plain_grpos() -> None:

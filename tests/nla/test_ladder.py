@@ -153,3 +153,16 @@ def test_random_errors_are_as_large_as_asked() -> None:
         np.testing.assert_allclose(np.linalg.norm(error, axis=1), size)
     np.testing.assert_allclose(cosine(made["same cosine, isotropic"], true), cosine(rebuilt, true), atol=1e-9)
     np.testing.assert_allclose(np.linalg.norm(made["same cosine, isotropic"], axis=1), np.linalg.norm(true, axis=1))
+
+
+def test_random_errors_have_the_covariance_of_diffs_where_they_say_so() -> None:
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    directions = rng.standard_normal((3000, 6)) * [5, 2, 1, 0.5, 0.1, 0.1] @ turn
+    true = np.full((3000, 6), 100.0)
+    made = random_errors(true, true + rng.standard_normal(true.shape), directions, rng)
+    for name, like in (("like diffs", directions), ("isotropic", rng.standard_normal(true.shape))):
+        error = made[f"error of the same size, {name}"] - true
+        along = error / np.linalg.norm(error, axis=1, keepdims=True)
+        expected = like / np.linalg.norm(like, axis=1, keepdims=True)
+        np.testing.assert_allclose(np.cov(along.T), np.cov(expected.T), atol=0.03)

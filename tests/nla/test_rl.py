@@ -24,7 +24,7 @@ from diff_oracle.nla.reconstructor import Reconstructor, ReconstructorConfig
 from diff_oracle.nla.reward import Judged, RewardConfig
 from diff_oracle.nla.rl import ReinforcementLearning
 from diff_oracle.nla.rows import Rows, read_rows
-from diff_oracle.nla.sampler import sample
+from diff_oracle.nla.sampler import log_probs, sample
 from diff_oracle.nla.steps import RlConfig
 from diff_oracle.nla.updates import UpdateConfig, update_policy
 from diff_oracle.oracle.adapter import LoraOptions
@@ -140,6 +140,38 @@ def test_a_planted_task_is_learned() -> None:
     assert np.mean(shares[-4:]) > 0.9
 
 
+def test_the_update_is_the_gradient_of_the_mean_token_loss() -> None:
+    """By hand: the mean over tokens of −ρA + kl·(e^d − d − 1), d = log p_ref − log p, and anchor · the gold loss."""
+    policy, reference, rng = fresh_oracle(), fresh_oracle(), np.random.default_rng(0)
+    with torch.no_grad():
+        for name, weight in trained(policy).items():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))))
+    vectors = rng.standard_normal((3, policy.prompts.d_model)).astype(np.float32)
+    prompts = [policy.prompts.about(diff_at("L0", vector), ("Why?",)) for vector in vectors]
+    samples = sample(policy, prompts, 2, 5, torch.Generator().manual_seed(0))
+    advantage = torch.from_numpy(rng.standard_normal(samples.ids.shape)).float()
+    gold = [(prompts[0], [5, 6, 7]), (prompts[1], [8])]
+    kl, anchor = 0.3, 0.7
+    new = [log_probs(of, samples) for of in (policy, reference)]
+    d = new[1].detach() - new[0]
+    losses = -(new[0] - samples.log_probs).exp() * advantage + kl * (d.exp() - d - 1)
+    batch = policy.prompts.collate([prompt for prompt, _ in gold], [answer for _, answer in gold])
+    (losses[samples.mask].mean() + anchor * policy(**batch)["loss"]).backward()
+    expected = {name: weight.grad.clone() for name, weight in trained(policy).items() if weight.grad is not None}
+    policy.zero_grad(set_to_none=True)
+    found: dict[str, torch.Tensor] = {}
+
+    class Caught(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            found.update({n: w.grad.clone() for n, w in trained(policy).items() if w.grad is not None})
+
+    config = UpdateConfig(kl=kl, sft_anchor=anchor, max_grad_norm=1e9, rows_at_once=4)
+    update_policy(policy, reference, Caught(policy.parameters(), lr=1.0), samples, advantage, config, rng, gold)
+    assert found.keys() == expected.keys() and len(found) > 4
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("arm", ["rl", "frozen_av", "sft_continued"])
 def test_what_an_arm_moves(arm: str, tmp_path: Path) -> None:
     run, pair = made(tmp_path, arm=arm, steps=2, updates=UpdateConfig(learning_rate=1e-2, kl=0.1, sft_anchor=0.1))
@@ -251,10 +283,11 @@ def test_health_by_hand() -> None:
     a, b = Claim("raises", 500), Claim("lowers", 501)
     some = [
         Judged((a, b), (a,), (b,), (a, b), 10, False),
-        Judged((a, b), (a, b), (), (), 20, True),
+        Judged((a, b), (a, b), (), (), 20, True, True),
         Judged((), (), (), (), 3, False),
     ]
     shares = {"failed": 2 / 3, "cut_off": 1 / 3, "distinct": 2 / 3, "quotes": 0.5, "true_claims": 0.75}
+    shares["with_other_lines"] = 1 / 3
     assert explanation_health(some) == pytest.approx({"length": 11, "claims": 4 / 3, **shares})
     found = reward_health(np.array([[1.0, 3.0], [2.0, 2.0]]), 1e-3)
     assert found == {"reward": 2.0, "spread": 0.5, "dropped_groups": 0.5}
