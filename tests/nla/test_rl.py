@@ -169,7 +169,7 @@ def test_the_update_is_the_gradient_of_the_mean_token_loss() -> None:
     update_policy(policy, reference, Caught(policy.parameters(), lr=1.0), samples, advantage, config, rng, gold)
     assert found.keys() == expected.keys() and len(found) > 4
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+        assert float((found[name] - gradient).norm()) < 1e-3 * float(gradient.norm())
 
 
 @pytest.mark.parametrize("arm", ["rl", "frozen_av", "sft_continued"])
