@@ -61,6 +61,16 @@ def test_a_site_over_the_documents_that_training_did_not_see(
     assert out.endswith("out/summary.json\nout/explanations.json\nout/explanations.parquet\nout/explanations.html\n")
 
 
+def test_a_layer_over_documents(
+    oracle_dir: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("tasks_asked=[logit_lens]", "free_question=null", "sampling.positions_per_window=1", "run_dir=out")
+    call(monkeypatch, f"oracle={oracle_dir}", "head=L2", *words)
+    assert {item.site for item in Explanations.load("out").items} == {"L2"}
+    assert json.loads(Path("out/summary.json").read_text())["site"] == "L2"
+    assert "L2 at " in capsys.readouterr().out
+
+
 def test_what_a_killed_run_has_explained_is_not_asked_again(
     oracle_dir: Path, texts: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -265,7 +265,8 @@ def browser() -> Iterator[Any]:
         yield started
 
 
-def test_the_app_in_a_browser(browser: Any, app: App, port: int) -> None:
+def test_the_app_in_a_browser(browser: Any, app: App, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_module, "_SITES_A_LINE", 3)  # eight steps come in three parts
     evil = "</script><script>alert(1)</script> by"
     with opened(browser, f"http://localhost:{port}/", viewport={"width": 1280, "height": 900}) as page:
         assert serious_violations(page) == []
@@ -276,8 +277,13 @@ def test_the_app_in_a_browser(browser: Any, app: App, port: int) -> None:
         assert page.locator("#tokens [role=option]").count() == len(tokens)
         assert page.locator("#tokens").inner_text() == "".join(tokens)
         assert page.locator("#site-heading").inner_text().endswith(f"at token {len(tokens) - 1}")
-        page.locator("#tokens [data-position='5']").click()
+        page.locator("#tokens [data-position='4']").click()
+        page.locator("#tokens [data-position='5']").click()  # what was begun for the other is given up
         page.locator("#list tbody tr[data-position='5']").nth(7).wait_for()
+        page.locator("#tokens [data-position='4']").click()  # and begun anew
+        page.locator("#list tbody tr[data-position='4']").nth(7).wait_for()
+        assert page.locator("#list tbody tr[data-position='4']").count() == 8
+        page.locator("#tokens [data-position='5']").click()
         page.locator("#map td[data-site='L0H1']").click()
         assert page.locator("#site-heading").inner_text() == "L0H1 at token 5"
         (diff,) = diffs_of_text(app.explainer.subject, TEXT, ["L0H1"], [5])
@@ -290,6 +296,16 @@ def test_the_app_in_a_browser(browser: Any, app: App, port: int) -> None:
         assert page.locator(".asked dd").first.inner_text() == "Raises? <b>"
         assert serious_violations(page) == []
         assert page.locator("#trouble").inner_text() == ""
+
+
+def test_the_app_in_the_dark_on_a_phone(browser: Any, port: int) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    with opened(browser, f"http://localhost:{port}/", **phone) as page:
+        page.get_by_label("A text of your own").fill(TEXT)
+        page.get_by_role("button", name="Read").click()
+        page.locator("#map td[data-site]").nth(7).wait_for()
+        assert serious_violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_app_says_what_is_wrong(browser: Any, port: int) -> None:
