@@ -25,6 +25,7 @@ CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF /
 CHOICES += [
     f"+{group}={file.stem}" for group in ("experiment", "debug") for file in sorted((CONF / group).glob("*.yaml"))
 ]
+CHOICES.remove("+experiment=rl_arms")  # of another command
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -109,6 +110,13 @@ def test_explain_head_composes() -> None:
 
 def test_train_rl_composes() -> None:
     assert compose("train_rl", TrainRlConfig, ["nla=runs/nla"]).nla == "runs/nla"
+    for arm in sorted(file.stem for file in (CONF / "rl").glob("*.yaml")):
+        config = compose("train_rl", TrainRlConfig, ["nla=runs/nla", "+experiment=rl_arms", f"rl={arm}"])
+        gated = config.rl.reward.truth_gated
+        assert (config.rl.steps, gated) == (100, "gated" in arm)
+        assert config.rl.arm == {"plain": "rl", "priced": "rl", "truth_gated": "rl", "frozen_gated": "frozen_av"}.get(
+            arm, arm
+        )
 
 
 def test_report_composes() -> None:

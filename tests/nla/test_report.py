@@ -105,7 +105,8 @@ def test_markdown_shows_main_rungs_and_gains_and_folds_the_rest(ladder: SavedLad
     shown, folded = markdown_ladder(ladder).split("<details>")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if line]
     assert lines[0] == [
-        "rung [95 % CI]", "FVE, all sites", "FVE, heads", "FVE, layers", "true_claims", "coverage", "kl_recovered"
+        "rung [95 % CI]", "FVE, all sites", "FVE, heads", "FVE, layers", "true_claims, of the 50 most", "coverage",
+        "kl_recovered",
     ]  # fmt: skip
     cells = {line[0]: line[1:] for line in lines}
     assert cells["AV: bag"] == [
@@ -115,7 +116,7 @@ def test_markdown_shows_main_rungs_and_gains_and_folds_the_rest(ladder: SavedLad
     assert cells["AV: bag - before"] == ["0.200 [0.180, 0.220]", "0.250 [0.230, 0.270]", "0.010 [-0.010, 0.030]"]
     assert cells["AV: bag / gold: bag"] == ["0.800 [0.780, 0.820]", "0.850 [0.830, 0.870]", "0.610 [0.590, 0.630]"]
     assert "AV, shuffled: bag" not in shown and "| AV, shuffled: bag | -0.400 [-0.420, -0.380] |" in folded
-    assert "about the site's mean 0.800 [0.780, 0.820]" in folded and folded.endswith("</details>")
+    assert "about the site's mean: all 0.800 [0.780, 0.820]" in shown and folded.endswith("</details>")
 
 
 def test_sites_are_counted_by_kind() -> None:
