@@ -65,7 +65,8 @@ def test_a_run_leaves_the_pair_its_health_and_the_ladder_before_and_after(made: 
     found = gains(*(HeldOut.load(made / "rl" / name) for name in ("held_out.json", "held_out_before.json")), 50, 0)
     others = {f"fve of AV{what}" for what in (": bag", *(f", {how}: AR" for how in (
         "reordered", "paraphrased", "quotes only", "quotes stripped")))}  # fmt: skip
-    assert set(found) == {"fve", "fve_of_true", "true_claims", "failed", *others}
+    more = {other.replace("fve of ", "fve more than ") for other in others}
+    assert set(found) == {"fve", "fve_of_true", "true_claims", "failed", *others, *more}
     fve = {line["rung"]: line["value"] for line in after if (line["metric"], line["site_group"]) == ("fve", "all")}
     began = {line["rung"]: line["value"] for line in before if (line["metric"], line["site_group"]) == ("fve", "all")}
     assert found["fve"].value == pytest.approx(fve["AV: AR"] - began["AV: AR"], abs=1e-5)
