@@ -96,6 +96,10 @@ def test_a_killed_run_trusts_its_own_files_alone_and_arms_are_compared(
     with pytest.raises(ZeroDivisionError):
         train_rl.run(config(made, "arm", "rl=frozen_gated"))  # trained, and killed before it was measured
     assert read(made / "arm" / "held_out_before.json") == read(made / "pair" / "held_out.json")
+    for what, other in (("count", lambda: 2), ("file_hash", lambda file: "another pair's")):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="unfinished training with other settings"):
+            patch.setattr(train_rl, what, other)
+            train_rl.run(config(made, "arm", "rl=frozen_gated"))
     began = (made / "arm" / "ladder_before.json").read_text()
     (made / "arm" / "ladder_before.json").write_text("[]")  # if the start were measured again, this would go
     monkeypatch.setattr(train_rl, "evaluate_pair", evaluate_pair)

@@ -148,10 +148,10 @@ def gains(ours: HeldOut, theirs: HeldOut, resamples: int, seed: int) -> dict[str
     for name, error in (("fve", "error"), ("fve_of_true", "error_of_true")):
         less = np.array(getattr(theirs, error)) - np.array(getattr(ours, error))
         result[name] = bootstrap.ratio(less, np.array(ours.denominator))
+    own = np.array(theirs.error) - np.array(ours.error)
     for rung in [rung for rung in ours.other_errors if rung in theirs.other_errors]:
         less = np.array(theirs.other_errors[rung]) - np.array(ours.other_errors[rung])
         result[OF_OTHER + rung] = bootstrap.ratio(less, np.array(ours.denominator))
-        own = np.array(theirs.error) - np.array(ours.error)
         result[MORE_THAN + rung] = bootstrap.ratio(own - less, np.array(ours.denominator))
     for name in ("true_claims", "failed"):
         result[name] = bootstrap.estimate(np.array(getattr(ours, name)) - np.array(getattr(theirs, name)))

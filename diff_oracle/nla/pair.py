@@ -132,9 +132,11 @@ class DiffNLA:
         Raises:
             ValueError: The reconstructor is told something else that is not given.
         """
-        if {"vector": before is None, "text": not len(token_ids)}.get(self.ar.config.before, False):
-            wanted = {"vector": "before=, the residual before the diff", "text": "token_ids=, the context"}
-            raise ValueError(f"this pair rebuilds diffs with {wanted[self.ar.config.before]}: give it too")
+        told = self.ar.config.before
+        if told == "vector" and before is None:
+            raise ValueError("this pair rebuilds diffs with before=, the residual before the diff: give it too")
+        if told == "text" and not len(token_ids):
+            raise ValueError("this pair rebuilds diffs with token_ids=, the context: give it too")
         zeros = np.zeros(self.ar.head.out_features, dtype=np.float32)
         diff = Diff(site, max(0, len(token_ids) - 1), tuple(token_ids), zeros, zeros if before is None else before)
         return np.asarray(self.ar.reconstruct([diff], [as_read(parsed_claims(text, self.av))])[0])

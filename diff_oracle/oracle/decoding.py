@@ -157,9 +157,13 @@ def draft(said: Sequence[int], newline_id: int, like: Sequence[int] = ()) -> lis
 
 
 def _lines(said: Sequence[int], newline_id: int) -> list[list[int]]:
-    said = list(said)
-    ends = [place for place, token in enumerate(said) if token == newline_id]
-    return [said[start:end] for start, end in zip([0, *(end + 1 for end in ends)], [*ends, len(said)], strict=True)]
+    lines: list[list[int]] = [[]]
+    for token in said:
+        if token == newline_id:
+            lines.append([])
+        else:
+            lines[-1].append(token)
+    return lines
 
 
 def likeliest(newline_id: int) -> Pick:

@@ -52,7 +52,7 @@ def side_by_side(
 def _keep_freed_memory() -> None:
     """Has glibc keep large blocks that were freed, for the next ones.
 
-    Else each is given back to the system and asked for again, page by page: a twentieth of the time of generation.
+    Else each is given back to the system and asked for again, page by page.
     """
     if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
         set_option(_M_MMAP_THRESHOLD, _MOST_KEPT)
