@@ -47,8 +47,8 @@ class Arm:
     """A finished run of `diff_oracle.train_rl`."""
 
     name: str
-    """`rl`, `frozen_av`, `sft_continued`; with `, truth_gated`, or `, priced` where only what is false costs, and with
-    `, seed 1` and its folder where several have the same."""
+    """`rl`, `frozen_av`, `sft_continued`; with `, truth_gated`, or `, priced 0.02` where only what is false costs, and
+    with `, seed 1` and its folder where several have the same."""
     about: Mapping[str, Any]
     """run.json."""
     before: Sequence[Row]
@@ -92,8 +92,8 @@ def _load(run_dir: Path) -> Arm:
         json.loads((run_dir / name).read_text()) for name in ("run.json", LADDER_BEFORE, LADDER, "health.json")
     )
     rl = about["config"]["rl"]
-    gated, priced = rl["reward"]["truth_gated"], rl["reward"]["false_penalty"] > 0
-    name = rl["arm"] + (", truth_gated" if gated else ", priced" if priced else "")
+    gated, price = rl["reward"]["truth_gated"], rl["reward"]["false_penalty"]
+    name = rl["arm"] + (", truth_gated" if gated else f", priced {price:g}" if price else "")
     name += f", seed {rl['seed']}" if rl["seed"] else ""
     held_out = HeldOut.load(run_dir / HELD_OUT_BEFORE), HeldOut.load(run_dir / HELD_OUT)
     return Arm(name, about, before, after, held_out, health)

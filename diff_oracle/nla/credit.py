@@ -37,7 +37,7 @@ def line_numbers(ids: Int[Tensor, "sample token"], newline: int, eos: int) -> In
 
 
 def claims_by_line(ids: Sequence[int], newline: int, vocabulary: Vocabulary) -> list[Claim | None]:
-    """What each line claims; None for a line that is no claim, or repeats an earlier one. No line where nothing is."""
+    """What each line claims; None for a line that is no claim. There is no line where nothing is."""
     lines: list[list[int]] = [[]] if len(ids) else []
     for token in ids:
         if token == newline:
@@ -47,7 +47,7 @@ def claims_by_line(ids: Sequence[int], newline: int, vocabulary: Vocabulary) -> 
     said: list[Claim | None] = []
     for line in lines:
         claims = parse(vocabulary.decode(line), vocabulary).claims
-        said.append(claims[0] if len(claims) == 1 and claims[0] not in said else None)
+        said.append(claims[0] if len(claims) == 1 else None)
     return said
 
 
@@ -92,13 +92,13 @@ def _num_tokens(numbers: Int[Tensor, "token"], k: int, judged: Judged, num_lines
 def _added(
     lines: Sequence[Sequence[Claim | None]], judged: Sequence[Judged], sites: Sequence[str], floor: Floor, d_model: int
 ) -> list[Float[np.ndarray, "line d_model"]]:
-    """What the floor adds for each line of each answer: nothing for one that is not read."""
+    """What the floor adds for each line of each answer: nothing for one that is not read, or says nothing new."""
     added = [np.zeros((len(of_answer), d_model)) for of_answer in lines]
     read = [
         (i, k, claim)
         for i, (of_answer, answer) in enumerate(zip(lines, judged, strict=True))
         for k, claim in enumerate(of_answer)
-        if claim is not None and claim in answer.read
+        if claim is not None and claim in answer.read and claim not in of_answer[:k]
     ]
     if read:
         of_rows = [sites[i] for i, _, _ in read]

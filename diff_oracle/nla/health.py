@@ -57,7 +57,7 @@ def explanation_health(judged: Sequence[Judged]) -> dict[str, float]:
         "length": float(np.mean([j.num_tokens for j in judged])),
         "failed": float(np.mean([j.failed for j in judged])),
         "cut_off": float(np.mean([j.cut_off for j in judged])),
-        "with_other_lines": float(np.mean([j.other_lines for j in judged])),
+        "with_other_lines": float(np.mean([j.other_lines > 0 for j in judged])),
         "distinct": len({tuple(j.claims) for j in judged}) / len(judged),
         "claims": claims / len(judged),
         "quotes": sum(len(j.quoted) for j in judged) / max(1, claims),

@@ -6,7 +6,7 @@ that are true on the model, so that a private code earns nothing that is not als
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class RewardConfig:
     length_penalty: float = 0.0
     """Taken off for every token."""
     false_penalty: float = 0.0
-    """Taken off for every claim that is false on the model."""
+    """Taken off for every claim that is false on the model, and for every line that is no claim."""
     quote_penalty: float = 0.0
     """Taken off times the share of claims that name a token of the context."""
     failed: float = -2.0
@@ -67,8 +67,8 @@ class Judged:
     """Sampled tokens."""
     cut_off: bool
     """Whether it had no end."""
-    other_lines: bool = False
-    """Whether some line of it is no claim."""
+    other_lines: int = 0
+    """Lines of it that are no claim."""
 
     @property
     def failed(self) -> bool:
@@ -85,13 +85,14 @@ class Judged:
         """Share of claims that name a token of the context."""
         return len(self.quoted) / max(1, len(self.claims))
 
-    def of(self, said: Collection[Claim | None], num_tokens: int) -> Judged:
-        """A part of it: these claims, in so many tokens."""
+    def of(self, said: Sequence[Claim | None], num_tokens: int) -> Judged:
+        """A part of it: lines with these claims, None for one that is no claim, in so many tokens."""
 
         def kept(claims: Claims) -> Claims:
             return tuple(claim for claim in claims if claim in said)
 
-        return Judged(kept(self.claims), kept(self.read), kept(self.false), kept(self.quoted), num_tokens, False)
+        claims, read, false, quoted = map(kept, (self.claims, self.read, self.false, self.quoted))
+        return Judged(claims, read, false, quoted, num_tokens, cut_off=False, other_lines=said.count(None))
 
 
 def judge(
@@ -119,8 +120,8 @@ def judge(
     true = tuple(claim for claim in claims if truth.holds(claim))
     false = tuple(claim for claim in claims if claim not in true)
     quoted = tuple(claim for claim in claims if claim.said in tokens)
-    read, other_lines = true if truth_gated else claims, bool(parsed.other_lines)
-    return Judged(claims, read, false, quoted, num_tokens, cut_off, other_lines)
+    read = true if truth_gated else claims
+    return Judged(claims, read, false, quoted, num_tokens, cut_off, len(parsed.other_lines))
 
 
 def nearness(
@@ -156,7 +157,7 @@ def worth(
     if wrong is not None:
         value = value - config.contrastive * nearness(rebuilt, wrong, config.measure)
     value = value - config.length_penalty * np.array([j.num_tokens for j in judged])
-    value = value - config.false_penalty * np.array([len(j.false) for j in judged])
+    value = value - config.false_penalty * np.array([len(j.false) + j.other_lines for j in judged])
     return value - config.quote_penalty * np.array([j.quotes for j in judged])
 
 

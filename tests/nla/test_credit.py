@@ -25,7 +25,7 @@ def test_a_line_break_belongs_to_the_line_that_it_begins_and_the_end_to_none() -
 
 def test_lines_are_read_one_by_one() -> None:
     ids = VOCABULARY.encode((*write([A, B]), "\nnonsense", *("\n",), *write([A]), "\n", *write([C])))
-    assert claims_by_line(ids, NEWLINE, VOCABULARY) == [A, B, None, None, C]  # the second A says nothing new
+    assert claims_by_line(ids, NEWLINE, VOCABULARY) == [A, B, None, A, C]
     assert claims_by_line(VOCABULARY.encode(write([A, C])), NEWLINE, VOCABULARY) == [A, C]
     assert claims_by_line([], NEWLINE, VOCABULARY) == []
     assert claims_by_line([NEWLINE], NEWLINE, VOCABULARY) == [None, None]
@@ -37,25 +37,26 @@ def test_worths_are_those_of_the_first_lines_alone(measure: str) -> None:
     features = ClaimFeatures(rng.standard_normal((600, 8)))
     maps = torch.from_numpy(rng.standard_normal((2, features([()]).shape[1], 8))).float()
     floor = Floor(features, ["L0", POOLED], maps, torch.from_numpy(rng.standard_normal((2, 8))).float())
-    lines = [[A, None, B], [C]]
-    judged = [Judged((A, B), (A, B), (B,), (A,), 9, False), Judged((C,), (), (C,), (), 4, True)]  # C is not read
-    numbers = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 2, -1], [0, 0, 0, 0, -1, -1, -1, -1, -1]])
+    lines = [[A, None, B, A], [C]]  # the second A says nothing new
+    judged = [Judged((A, B), (A, B), (B,), (A,), 9, False, 1), Judged((C,), (), (C,), (), 4, True)]  # C is not read
+    numbers = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 3, -1], [0, 0, 0, 0, -1, -1, -1, -1, -1]])
     sites, (target, wrong, transformer) = ["L0", "L5"], rng.standard_normal((3, 2, 8))
     rebuilt = floor(sites, [(A, B), ()]).numpy() + transformer
     penalties = {"length_penalty": 0.1, "false_penalty": 0.25, "quote_penalty": 0.5, "contrastive": 0.3}
     config = RewardConfig(measure=measure, **penalties)
     found = line_worths(lines, numbers, judged, sites, rebuilt, target, floor, config, wrong)
 
-    def by_hand(i: int, said: tuple[Claim, ...], tokens: int, num_false: int, quoted: float) -> float:
+    def by_hand(i: int, said: tuple[Claim, ...], tokens: int, num_priced: int, quoted: float) -> float:
         part = floor([sites[i]], [said]).numpy() + transformer[i : i + 1]
         near = nearness(part, target[i : i + 1], measure) - 0.3 * nearness(part, wrong[i : i + 1], measure)
-        return float(near[0]) - 0.1 * tokens - 0.25 * num_false - 0.5 * quoted
+        return float(near[0]) - 0.1 * tokens - 0.25 * num_priced - 0.5 * quoted
 
     first = [
         by_hand(0, (), 0, 0, 0),
         by_hand(0, (A,), 2, 0, 1),
-        by_hand(0, (A,), 5, 0, 1),
-        by_hand(0, (A, B), 9, 1, 0.5),
+        by_hand(0, (A,), 4, 1, 1),
+        by_hand(0, (A, B), 7, 2, 0.5),
+        by_hand(0, (A, B), 9, 2, 0.5),
     ]
     np.testing.assert_allclose(found[0], first, atol=1e-5)
     np.testing.assert_allclose(found[1], [by_hand(1, (), 0, 0, 0), by_hand(1, (), 4, 1, 0)], atol=1e-5)

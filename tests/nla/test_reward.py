@@ -34,9 +34,9 @@ def test_an_explanation_is_taken_apart() -> None:
         assert found.false == (Claim("raises", B), Claim("skipped", NO_CHANGE))
         assert found.quoted == (Claim("raises", B), Claim("lowers", B))
         assert (found.num_true, found.quotes, found.failed) == (2, 0.5, False)
-        some = found.of({Claim("raises", B), None}, 4)
+        some = found.of([Claim("raises", B), None], 4)
         assert (some.claims, some.quoted, some.false) == ((Claim("raises", B),),) * 3
-        assert (some.read, some.num_tokens) == (() if gated else some.claims, 4)
+        assert (some.read, some.num_tokens, some.other_lines) == (() if gated else some.claims, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,9 @@ def test_rewards_by_hand() -> None:
     half_true = [judged(said(Claim("raises", A), Claim("raises", B)))] * 3
     less = worth(half_true, rebuilt, right, RewardConfig(false_penalty=0.2))
     np.testing.assert_allclose(less, np.array([0, -2, -2]) - 0.2, atol=1e-12)
+    nonsense = [judged(said(Claim("raises", A), Claim("raises", B)) + "\nhm\n")] * 3  # the last line is empty
+    less = worth(nonsense, rebuilt, right, RewardConfig(false_penalty=0.2))
+    np.testing.assert_allclose(less, np.array([0, -2, -2]) - 0.6, atol=1e-12)
 
 
 def test_a_direction_is_rewarded_whatever_its_size() -> None:

@@ -283,7 +283,7 @@ def test_health_by_hand() -> None:
     a, b = Claim("raises", 500), Claim("lowers", 501)
     some = [
         Judged((a, b), (a,), (b,), (a, b), 10, False),
-        Judged((a, b), (a, b), (), (), 20, True, True),
+        Judged((a, b), (a, b), (), (), 20, True, 2),
         Judged((), (), (), (), 3, False),
     ]
     shares = {"failed": 2 / 3, "cut_off": 1 / 3, "distinct": 2 / 3, "quotes": 0.5, "true_claims": 0.75}
