@@ -6,7 +6,9 @@ Both train the same adapter and injector on the same questions with the same opt
 diff in one row, rows of like length in one batch, and computes logits only where an answer stands; the plain recipe has
 a row for every question and logits everywhere. Speeds are taken in turn in one process, each peak of memory in a
 process of its own. Steps of ours are also taken with nothing injected, for what injection costs: a few percent of a
-step, less than steps differ among themselves, so that each is taken `REPEATS` times and the fastest counts.
+step, less than steps differ among themselves, so that each is taken `REPEATS` times and the fastest counts. Most of it
+is the optimiser's step for the learned maps, which costs the same whatever the batch: it is taken for a batch of the
+default size, too (logits of the plain recipe would need tens of gigabytes there).
 """
 
 import json
@@ -38,6 +40,7 @@ from diff_oracle.training.sft import collate_shared, make_optimizer
 
 MODELS = ("smollm2_135m", "gemma3_270m")
 REPEATS = 3
+LARGE_BATCHES = 2
 DIFFS = 6  # a batch, as conf/experiment/cpu_short.yaml has it
 SETTINGS = [
     "+task=[logit_lens,attention,layer_skip]", "sampling.max_documents=60", "sampling.windows_per_document=1",
@@ -69,6 +72,10 @@ class Bench:
         self.random_batches: list[Groups] = [shuffled[i : i + DIFFS] for i in range(0, len(groups), DIFFS)]
         self.optimizer = make_optimizer(self.oracle, config.training)
         self.oracle.train()
+
+        large = config.training.batch_size
+        self.large_batches = [groups[i : i + large] for i in range(0, large * LARGE_BATCHES, large)]
+        assert len(groups) >= large * LARGE_BATCHES
 
     def step(self, loss: Callable[[Groups], torch.Tensor], groups: Groups) -> float:
         """Seconds of an optimiser step."""
@@ -117,14 +124,13 @@ def speed(model: str, data_dir: str) -> dict[str, float]:
     bench = Bench(model, data_dir)
     for way in (bench.ours, bench.without_injection, bench.plain):  # the first step of each allocates
         bench.step(way, bench.batches[0])
-    ours, plain, injected, bare = 0.0, 0.0, 0.0, 0.0
+    ours, plain, pairs = 0.0, 0.0, list[tuple[float, float]]()
     for shared, apart in zip(bench.batches, bench.random_batches, strict=True):
         plain += bench.step(bench.plain, apart)
-        with_it, without = zip(
-            *((bench.step(bench.ours, shared), bench.step(bench.without_injection, shared)) for _ in range(REPEATS)),
-            strict=True,
-        )
-        ours, injected, bare = ours + median(with_it), injected + min(with_it), bare + min(without)
+        with_it, without = both_ways(bench, shared)
+        ours += median(with_it)
+        pairs.append((min(with_it), min(without)))
+    large = [(min(with_it), min(without)) for with_it, without in (both_ways(bench, b) for b in bench.large_batches)]
     questions = sum(len(group) for batch in bench.batches for group in batch)
     with torch.no_grad():
         losses = [float(way(bench.batches[0])) for way in (bench.ours, bench.plain)]
@@ -133,8 +139,19 @@ def speed(model: str, data_dir: str) -> dict[str, float]:
         "questions a second, ours": questions / ours,
         "questions a second, plain": questions / plain,
         "ours / plain": plain / ours,
-        "step with injection / without": injected / bare,
+        "step with injection / without": ratio(pairs),
+        f"step with injection / without, {len(bench.large_batches[0])} diffs": ratio(large),
     }
+
+
+def both_ways(bench: Bench, groups: Groups) -> tuple[list[float], list[float]]:
+    """Seconds of steps with injection and of steps without, in turn."""
+    took = [(bench.step(bench.ours, groups), bench.step(bench.without_injection, groups)) for _ in range(REPEATS)]
+    return [with_it for with_it, _ in took], [without for _, without in took]
+
+
+def ratio(pairs: list[tuple[float, float]]) -> float:
+    return sum(with_it for with_it, _ in pairs) / sum(without for _, without in pairs)
 
 
 def peak(model: str, data_dir: str, recipe: str) -> float:
@@ -160,6 +177,7 @@ def main() -> None:
     with TemporaryDirectory() as data_dir:
         for model in sys.argv[1:] or MODELS:
             found: dict[str, object] = dict(part("--part", "speed", model, data_dir))
+            print(json.dumps(found), file=sys.stderr, flush=True)  # the rest takes as long again
             for recipe in ("ours", "plain"):
                 found[f"peak memory over the weights, {recipe} (GB)"] = part("--part", "peak", model, data_dir, recipe)
             result |= {f"{model}: {name}": value for name, value in found.items()}

@@ -29,6 +29,7 @@ from diff_oracle.explain.measured import (
 )
 from diff_oracle.explain.rebuilding import CONVENTIONS, reconstructions
 from diff_oracle.nla.pair import DiffNLA, longest_explanation
+from diff_oracle.oracle.cache import bytes_a_position
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.reading import Reading
 from diff_oracle.oracle.side_by_side import side_by_side
@@ -38,6 +39,10 @@ from diff_oracle.subject.sites import DiffSite, expand_sites
 from diff_oracle.tasks import TASKS, Task, make_tasks
 from diff_oracle.tasks.text import Text
 from diff_oracle.tasks.truth import TruthConfig
+
+_MOST_TOGETHER = 1024
+_MOST_BYTES = 4 * 2**30
+_POSITIONS = 160  # of a prompt and a free explanation
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Explainer:
         pair: The pair that the oracle is of, which rebuilds diffs from free explanations; None where there is none.
         tasks: What is asked: those of them that have standard questions.
         free_question: What brings the free explanation; None asks for none.
-        batch_size: Sites that are explained together.
+        batch_size: Sites that are explained together; as many as `batch_size_for` has it where None is given.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Explainer:
         oracle: Oracle | DiffNLA,
         tasks: Sequence[Task] | None = None,
         free_question: str | None = AUTO,
-        batch_size: int = 512,
+        batch_size: int | None = None,
     ) -> None:
         """Takes the oracle's own tasks where none are named, every task where it does not know its own.
 
@@ -86,7 +91,7 @@ class Explainer:
                     f"the oracle reads {oracle.identity.name} with {key} {theirs[:12]}, but the subject is "
                     f"{subject.identity.name} with {ours[:12]}: load the subject with Subject.load(oracle.base)"
                 )
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.subject, self.oracle = subject, oracle
         self.tasks = list(make_tasks(oracle.config.tasks or {name: {} for name in TASKS}) if tasks is None else tasks)
@@ -97,7 +102,7 @@ class Explainer:
         if free_question == AUTO:
             explains = self.pair is not None or any(task.name == EXPLANATION for task in self.tasks)
             free_question = FREE_QUESTION if explains else None
-        self.free_question, self.batch_size = free_question, batch_size
+        self.free_question, self.batch_size = free_question, batch_size or batch_size_for(oracle)
         self._measured = measured_tasks(self.tasks)
         self._truth = TruthConfig() if self.pair is None else self.pair.truth
         self._allowed = oracle.vocabulary.allowed.to(subject.device)
@@ -213,6 +218,11 @@ class Explainer:
         )
 
 
+def batch_size_for(oracle: Oracle) -> int:
+    """Diffs to explain together: 1,024, or as many as leave keys and values of their answers below four gigabytes."""
+    return min(_MOST_TOGETHER, max(1, _MOST_BYTES // (_POSITIONS * bytes_a_position(oracle.lm.get_base_model()))))
+
+
 def explain(
     subject: Subject,
     oracle: Oracle | DiffNLA,
@@ -221,7 +231,7 @@ def explain(
     positions: int | str | Sequence[int] = -1,
     tasks: Sequence[Task] | None = None,
     free_question: str | None = AUTO,
-    batch_size: int = 512,
+    batch_size: int | None = None,
 ) -> Explanations:
     """Explains sites at positions of a text, or of several.
 
@@ -235,7 +245,7 @@ def explain(
         tasks: What is asked; the tasks that the oracle was trained with where it is not given.
         free_question: What brings the free explanation; `auto` asks for one if task `explanation` is among the tasks,
             or a pair explains, None asks for none.
-        batch_size: Sites that are explained together.
+        batch_size: Sites that are explained together; where it is not given `batch_size_for` has it.
 
     Raises:
         ValueError: As `Explainer` and `Explainer.queries`.

@@ -82,6 +82,14 @@ def growing_cache(model: PreTrainedModel) -> DynamicCache:
     return cache
 
 
+def bytes_a_position(model: PreTrainedModel) -> int:
+    """What the keys and values of one position of one row take, over all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+
+
 def sliding_window(model: PreTrainedModel) -> float:
     """Positions that every attention layer of a model sees; infinite where none is limited."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from diff_oracle.explain import Explainer, explain
+from diff_oracle.explain import Explainer, asking, explain
 from diff_oracle.explain.answering import FREE_QUESTION, _checked
+from diff_oracle.explain.asking import batch_size_for
 from diff_oracle.oracle.reading import Reading
 from diff_oracle.subject.capture import diffs_of_text
 from diff_oracle.tasks import Question, make_tasks
@@ -134,6 +135,15 @@ def test_what_cannot_be_explained_is_refused(
     texts = [explainer.read(part) for part in ([text] if isinstance(text, str) else text)]
     with pytest.raises(ValueError, match=said):
         explainer.queries(texts, sites, positions)
+
+
+def test_as_many_are_explained_together_as_memory_is_likely_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = untrained_oracle()  # 6 blocks of 4 heads of keys and of values, 32 numbers each
+    assert batch_size_for(oracle) == 1024
+    monkeypatch.setattr(asking, "_MOST_BYTES", 10 * 160 * 6 * 2 * 4 * 32 * 4)
+    assert batch_size_for(oracle) == 10
+    monkeypatch.setattr(asking, "_MOST_BYTES", 1)
+    assert batch_size_for(oracle) == 1
 
 
 def test_an_oracle_of_another_model_is_refused(explainer: Explainer) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from diff_oracle.oracle.cache import GrowingLayer, growing_cache
+from diff_oracle.oracle.cache import GrowingLayer, bytes_a_position, growing_cache
 from tests.helpers import ARCHITECTURES, random_loaded
 
 
@@ -19,6 +19,14 @@ def test_answers_are_those_of_the_usual_cache(architecture: str) -> None:
     growing = growing_cache(model)
     assert torch.equal(model.generate(ids, past_key_values=growing, **options), usual)
     assert growing.get_seq_length() == usual.shape[1] - 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_position_takes_so_many_bytes(architecture: str) -> None:
+    model, cache = random_loaded(architecture).model.eval(), DynamicCache()
+    model(torch.full((2, 5), 300), past_key_values=cache, use_cache=True)
+    held = sum(values.nbytes for layer in cache.layers for values in (layer.keys, layer.values))
+    assert bytes_a_position(model) == held / 10
 
 
 def test_rows_are_chosen_repeated_cut_and_copied() -> None:
