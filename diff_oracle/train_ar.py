@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from diff_oracle.cli import entry_point
-from diff_oracle.nla.evaluation import AR, CONTEXT_AR, SECOND_AR, LadderConfig, Splits, evaluate_pair
+from diff_oracle.nla.codebook import rotated_claims
+from diff_oracle.nla.evaluation import AR, CODE_AR, CONTEXT_AR, SECOND_AR, LadderConfig, Splits, evaluate_pair
 from diff_oracle.nla.held_out import HELD_OUT
 from diff_oracle.nla.ladder import to_rows
 from diff_oracle.nla.pair import DiffNLA
@@ -70,6 +71,8 @@ class TrainArConfig:
     """Who finds more wordings for what it learns to read."""
     second_seed: bool = True
     """Whether another one is trained from another seed: what does a reader keep that is not this one?"""
+    rotated_codebook: bool = False
+    """Whether one more is trained, on words without meaning (`nla.codebook`): is what a text carries its meaning?"""
     ladder: LadderConfig = field(default_factory=LadderConfig)
     """What is compared."""
     seed: int = 0
@@ -97,14 +100,14 @@ def run(config: TrainArConfig) -> float:
     av, named, dataset_dir = _load(config, device)
     dataset = open_dataset(dataset_dir, av.identity.weights_hash, av.identity.tokenizer_hash)
     splits = Splits.read(dataset, config.ladder, named, av, config.seed)
-    readers, skipped = _train_readers(config, splits, av, device) if config.reader == "transformer" else ({}, {})
+    subject = Subject(load_hf_model(av.base, device))
+    readers, skipped = _train_readers(config, splits, av, subject) if config.reader == "transformer" else ({}, {})
     for name, reader in readers.items():
         if name == AR:
             DiffNLA(av, reader, named).save(run_dir / PAIR)
         else:
             reader.save(run_dir / FOLDERS[name])
     trained = time.monotonic()
-    subject = Subject(load_hf_model(av.base, device))
     found = evaluate_pair(av, readers, named, splits, subject, config.ladder, config.seed)
     if found.held_out is not None:
         found.held_out.save(run_dir / HELD_OUT)
@@ -153,9 +156,9 @@ def _load(config: TrainArConfig, device: str) -> tuple[Oracle, ExplanationConfig
 
 
 def _train_readers(
-    config: TrainArConfig, splits: Splits, av: Oracle, device: str
+    config: TrainArConfig, splits: Splits, av: Oracle, subject: Subject
 ) -> tuple[dict[str, Reconstructor], dict[str, int]]:
-    """The reconstructor, one of another seed, and one that is shown the context's text and no explanation.
+    """The reconstructor, one of another seed, one that is shown the context's text and no explanation, one of a code.
 
     Returns:
         Them, and how many training steps of each were left out.
@@ -168,12 +171,16 @@ def _train_readers(
     gold: tuple[list[Claims], list[Claims]] = list(train.gold), list(penalties_on.gold)
     none: tuple[list[Claims], list[Claims]] = [()] * len(train), [()] * len(penalties_on)
     blind = replace(config.reading, context_only=True)
+    device = str(subject.device)
     shared: dict[str, Any] = {"base": av.identity.weights_hash, "train_rows": len(train), "select_rows": few}
     jobs = [(AR, config.ar, gold, config.reading, config.seed)]
     jobs += [(SECOND_AR, config.ar, gold, config.reading, config.seed + 1)] if config.second_seed else []
     # From no claims its floor tells each site's mean, as the others' does.
     context = replace(config.ar, before="text", floor=config.ar.show_site)
     jobs += [(CONTEXT_AR, context, none, blind, config.seed)]
+    if config.rotated_codebook:
+        named = [rotated_claims(x.records, x.gold, subject, av.vocabulary, config.seed) for x in (train, penalties_on)]
+        jobs += [(CODE_AR, config.ar, (named[0], named[1]), config.reading, config.seed)]
     rewriting, run_dir = config.rewriting, Path(config.run_dir or ".")
     wordings = more_wordings(rewriting, train.gold, av.vocabulary, config.seed, device)
     if rewriting.source != "none":

@@ -12,7 +12,7 @@ from diff_oracle import evaluate, train_ar, verbalise
 from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
 from diff_oracle.nla import DiffNLA
-from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, CONTEXT_AR, GAINS, SECOND_AR, SHARES
+from diff_oracle.nla.evaluation import AR, CODE_AR, CODE_LIKE_AV, CONTEXT_AR, GAINS, SECOND_AR, SHARES
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.subject.model import Subject
@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(settings)
     about = {"dataset": str(folder / "gone"), "config": asdict(settings)}
     (folder / "oracle" / "run.json").write_text(json.dumps(about))
-    train_ar.run(config(folder, "pair"))
+    train_ar.run(config(folder, "pair", "rotated_codebook=true"))
     return folder
 
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_the_ladder_with_every_rung(made: Path) -> None:
     rungs += ["site habit: bag", "site habit, false claims removed: bag"]
     compared = {rung for pair in (*GAINS, *SHARES) for rung in pair if SECOND_AR not in rung}
     assert {(rung, "fve") for rung in (*rungs, *compared)} <= set(values)
-    assert json.loads((made / "pair" / "run.json").read_text())["skipped_steps"] == {AR: 0, CONTEXT_AR: 0}
+    assert json.loads((made / "pair" / "run.json").read_text())["skipped_steps"] == {AR: 0, CONTEXT_AR: 0, CODE_AR: 0}
     assert values["site mean", "fve"] == 0.0
     assert values["gold: bag", "true_claims"] > 0.99  # what the labels say is true on the model
     assert values["gold: bag", "coverage"] == 1.0

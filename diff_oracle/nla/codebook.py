@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from diff_oracle.nla.rows import Claims
 from diff_oracle.randomness import keyed_rng
 from diff_oracle.records import Record
 from diff_oracle.subject.lens import direct_logit_shift, top_tokens
@@ -20,18 +21,18 @@ _ROWS_AT_ONCE = 256
 
 def rotated_claims(
     records: Sequence[Record],
-    explanations: Sequence[Sequence[Claim]],
+    explanations: Sequence[Claims],
     subject: Subject,
     vocabulary: Vocabulary,
     seed: int,
-) -> list[list[Claim]]:
+) -> list[Claims]:
     """The explanations with other tokens raised and lowered: those that the rotated diff would raise and lower.
 
     As many as before, in their places; one rotation for all. Other claims stay.
     """
     rotation = torch.from_numpy(_rotation(subject.d_model, seed)).to(subject.device)
     allowed = vocabulary.allowed.to(subject.device)
-    result: list[list[Claim]] = []
+    result: list[Claims] = []
     for start in range(0, len(records), _ROWS_AT_ONCE):
         some = records[start : start + _ROWS_AT_ONCE]
         claims = explanations[start : start + _ROWS_AT_ONCE]
@@ -41,7 +42,7 @@ def rotated_claims(
         top = top_tokens(shift, allowed, most)
         for row, raised, lowered in zip(claims, top.promoted_ids.tolist(), top.suppressed_ids.tolist(), strict=True):
             named = {"raises": iter(raised), "lowers": iter(lowered)}
-            result.append([Claim(c.kind, next(named[c.kind])) if c.kind in named else c for c in row])
+            result.append(tuple(Claim(c.kind, next(named[c.kind])) if c.kind in named else c for c in row))
     return result
 
 

@@ -31,12 +31,14 @@ from diff_oracle.tasks.truth import TruthConfig, measured
 
 logger = logging.getLogger(__name__)
 
-AR, SECOND_AR, CONTEXT_AR = "AR", "AR of another seed", "AR of the context"
+AR, SECOND_AR, CONTEXT_AR, CODE_AR = "AR", "AR of another seed", "AR of the context", "AR of a rotated codebook"
 CODE_LIKE_AV = "rotated_codebook, as many as AV: bag"
 SPLICED = ("site mean", "token mean", "before", "gold: bag", "gold: AR", "AV: bag", "AV: AR", "rotated_codebook: bag")
 GAINS = [
     ("gold: bag", "rotated_codebook: bag"),
     ("AV: bag", CODE_LIKE_AV),
+    ("gold: AR", "rotated_codebook: AR"),
+    ("AV: AR", "rotated_codebook, as many as AV: AR"),
     ("gold: bag, before", "before"),
     ("AV: bag, before", "before"),
     ("rotated_codebook: bag, before", "before"),
@@ -155,7 +157,7 @@ def evaluate_pair(
 
     Args:
         av: Explains.
-        readers: Transformers that read, by rung (`AR`, `SECOND_AR`, `CONTEXT_AR`); none has to be there.
+        readers: Transformers that read, by rung (`AR`, `SECOND_AR`, `CONTEXT_AR`, `CODE_AR`); none has to be there.
         named: What an explanation names.
         splits: The rows.
         subject: The model that was measured, on which claims are checked and reconstructions spliced.
@@ -181,6 +183,10 @@ def evaluate_pair(
         known = before if reader.config.target == "residual" else None
         if name == CONTEXT_AR:
             ladder.add("text: AR", rebuilt_by(reader, test, [()] * len(test), known))
+        elif name == CODE_AR:
+            for rung, claims in (("rotated_codebook", test.gold), ("rotated_codebook, as many as AV", said)):
+                codes = rotated_claims(test.records, claims, subject, av.vocabulary, seed)
+                ladder.add(f"{rung}: AR", rebuilt_by(reader, test, [write(row) for row in codes], known))
         else:
             _read_by(ladder, name, reader, known, said, from_text, seed)
     ladder.health("AV: bag", [answer.num_tokens for answer in answers], parsed)

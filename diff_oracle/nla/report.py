@@ -25,6 +25,8 @@ MAIN_RUNGS = (
     *DIFF_BLIND,
     "rotated_codebook: bag",
     CODE_LIKE_AV,
+    "rotated_codebook: AR",
+    "rotated_codebook, as many as AV: AR",
     "gold: bag",
     f"gold: {AR}",
     "AV: bag",

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from diff_oracle.nla.evaluation import AR, CONTEXT_AR, SECOND_AR, LadderConfig
+from diff_oracle.nla.evaluation import AR, CODE_AR, CONTEXT_AR, SECOND_AR, LadderConfig
 from diff_oracle.nla.pair import AV, DiffNLA
 from diff_oracle.nla.reconstructor import Reconstructor
 from diff_oracle.oracle.model import Oracle
@@ -14,7 +14,7 @@ from diff_oracle.tasks.explanation import ExplanationConfig
 from diff_oracle.tasks.truth import TruthConfig
 
 PAIR = "nla"
-FOLDERS = {AR: "ar", SECOND_AR: "second_ar", CONTEXT_AR: "context_ar"}
+FOLDERS = {AR: "ar", SECOND_AR: "second_ar", CONTEXT_AR: "context_ar", CODE_AR: "code_ar"}
 """Of each reader in the run directory; the first one's holds checkpoints alone, for it is saved with the pair."""
 
 
@@ -60,7 +60,7 @@ def load_pair_run(folder: Path, device: str) -> PairRun:
         return PairRun(Oracle.from_pretrained(oracle, device), {}, named, ladder, seed, dataset)
     pair = DiffNLA.from_pretrained(folder / PAIR, device)
     readers = {AR: pair.ar}
-    for name in (SECOND_AR, CONTEXT_AR):
-        if (folder / FOLDERS[name]).is_dir():
+    for name in FOLDERS:
+        if name != AR and (folder / FOLDERS[name]).is_dir():
             readers[name] = Reconstructor.from_pretrained(folder / FOLDERS[name], device)
     return PairRun(pair.av, readers, named, ladder, seed, dataset)
