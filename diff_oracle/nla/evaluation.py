@@ -14,7 +14,7 @@ from diff_oracle.nla.codebook import rotated_claims
 from diff_oracle.nla.held_out import HeldOut
 from diff_oracle.nla.ladder import Ladder, Line
 from diff_oracle.nla.linear import SiteRidge
-from diff_oracle.nla.metrics import Means
+from diff_oracle.nla.metrics import Means, cosine
 from diff_oracle.nla.pair import DiffNLA, explain, longest_explanation
 from diff_oracle.nla.prompted import prompted_explanations
 from diff_oracle.nla.reconstructor import Reconstructor
@@ -174,11 +174,8 @@ def evaluate_pair(
     said: list[Claims] = [p.claims for p in parsed]
     blind = explain(av, test.records, named, from_text=True)
     from_text: list[Claims] = [parse(answer.text, av.vocabulary).claims for answer in blind]
-    prompted: list[Claims] = []
-    if config.shots:
-        prompted += prompted_explanations(av, train, test.records, config.shots, longest_explanation(named))
     before = fit_before(train, splits.select)
-    _closed_form(ladder, splits, before, subject, av, said, from_text, prompted, seed)
+    _closed_form(ladder, splits, before, subject, av, named, said, from_text, config.shots, seed)
     for name, reader in readers.items():
         known = before if reader.config.target == "residual" else None
         if name == CONTEXT_AR:
@@ -209,12 +206,13 @@ def _closed_form(
     before: SiteRidge,
     subject: Subject,
     av: Oracle,
+    named: ExplanationConfig,
     said: Sequence[Claims],
     from_text: Sequence[Claims],
-    prompted: Sequence[Claims],
+    shots: int,
     seed: int,
 ) -> None:
-    """The rungs that need no transformer."""
+    """The rungs that need no trained reconstructor."""
     train, select, test = splits.train, splits.select, splits.test
     for rung, rebuilt in blind_rungs(train, test, before).items():
         ladder.add(rung, rebuilt)
@@ -223,7 +221,9 @@ def _closed_form(
     for rung, rebuilt in gold.items():
         ladder.add(rung, rebuilt, test.gold if rung == "gold: bag" else None)
     ladder.add("text: explained", reader(test, from_text), from_text)
-    if prompted:
+    if shots:  # the best examples are those from which most is rebuilt
+        best = np.argsort(-cosine(reader(train, train.gold), train.target), kind="stable").tolist()
+        prompted = prompted_explanations(av, train, best, test.records, shots, longest_explanation(named))
         ladder.add("text: prompted", reader(test, prompted), prompted)
     habit = site_habit(train, test)
     ladder.add("site habit: bag", reader(test, habit), habit)

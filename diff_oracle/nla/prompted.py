@@ -15,23 +15,30 @@ _CONTEXT = 24  # last tokens of a text that are shown
 
 
 def prompted_explanations(
-    av: Oracle, examples: Rows, records: Sequence[Record], shots: int, max_new_tokens: int, batch_size: int = 128
+    av: Oracle,
+    examples: Rows,
+    best: Sequence[int],
+    records: Sequence[Record],
+    shots: int,
+    max_new_tokens: int,
+    batch_size: int = 128,
 ) -> list[list[Claim]]:
     """What the base model claims of each record, having read measured explanations of other diffs of the same site.
 
     Args:
         av: Its base model is asked, without the adapter.
         examples: Training rows.
+        best: Their numbers, those that are to be shown first.
         records: What is to be explained; of each only the site and the text are shown.
         shots: Examples in a prompt.
         max_new_tokens: Most that an explanation takes.
         batch_size: Prompts at once.
     """
     by_site: dict[str, list[int]] = {}
-    for i, site in enumerate(examples.sites):
-        if len(by_site.setdefault(site, [])) < shots:
-            by_site[site].append(i)
-    any_site = list(range(min(shots, len(examples))))
+    for i in best:
+        if len(of_site := by_site.setdefault(examples.sites[i], [])) < shots:
+            of_site.append(i)
+    any_site = list(best[:shots])
     prompts = []
     for record in records:
         text: list[str | int] = []
