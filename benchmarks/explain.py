@@ -4,8 +4,9 @@
 
 Left out are: drafts (oracle/decoding.py), so that every pass of the oracle writes one token an answer; on a CPU,
 batches in threads of their own (oracle/side_by_side.py), so that all cores share every operation. The ways take turns
-in one process, and say the same, but for a close choice in fifty that rounding may turn. Between them a page is made of
-all heads at every token of a text of 64, in seconds: from the text to the page, models loaded before.
+in one process, and say the same, but for a close choice in fifty that rounding may turn. After
+each round a page is made of all heads at every token of a text of 64, in seconds: from the text to the page, models
+loaded before.
 """
 
 import json
@@ -106,7 +107,7 @@ def main() -> None:
         "diffs a second": number / seconds["ours"],
         **{f"{name} / ours (seconds)": of / seconds["ours"] for name, of in seconds.items() if name != "ours"},
     }
-    result |= {"a page of all heads of 64 tokens (seconds)": median(pages), "the slowest": max(pages)}
+    result |= {"a page of all heads of 64 tokens (seconds)": median(pages), "the slowest page (seconds)": max(pages)}
     print(json.dumps(result | {"provenance": provenance(pick_device("auto"))}, indent=1))
 
 

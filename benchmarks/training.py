@@ -74,8 +74,8 @@ class Bench:
         self.oracle.train()
 
         large = config.training.batch_size
-        self.large_batches = [groups[i : i + large] for i in range(0, large * LARGE_BATCHES, large)]
-        assert len(groups) >= large * LARGE_BATCHES
+        more = ExampleDataset(records, tasks, self.oracle.prompts, config.mixture, LARGE_BATCHES, large, seed=0)
+        self.large_batches: list[Groups] = [[more[i + j] for j in range(large)] for i in range(0, len(more), large)]
 
     def step(self, loss: Callable[[Groups], torch.Tensor], groups: Groups) -> float:
         """Seconds of an optimiser step."""

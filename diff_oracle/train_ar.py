@@ -6,7 +6,8 @@
 
 The oracle must have been trained to explain. Into the run directory go the pair (`nla/`), `ladder.json`,
 `explanations.json` (some rows with what was said of them), `held_out.json` (how the pair does row by row) and
-`run.json`; with `rewriting=` also `wordings.json`, the words that were found. Killed, the same command goes on.
+`run.json`; with `rewriting=` also `wordings.json`, the words that were found. With `rotated_codebook=true` one more
+reconstructor is trained, on words without meaning. Killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -100,14 +101,14 @@ def run(config: TrainArConfig) -> float:
     av, named, dataset_dir = _load(config, device)
     dataset = open_dataset(dataset_dir, av.identity.weights_hash, av.identity.tokenizer_hash)
     splits = Splits.read(dataset, config.ladder, named, av, config.seed)
-    subject = Subject(load_hf_model(av.base, device))
-    readers, skipped = _train_readers(config, splits, av, subject) if config.reader == "transformer" else ({}, {})
+    readers, skipped = _train_readers(config, splits, av, device) if config.reader == "transformer" else ({}, {})
     for name, reader in readers.items():
         if name == AR:
             DiffNLA(av, reader, named).save(run_dir / PAIR)
         else:
             reader.save(run_dir / FOLDERS[name])
     trained = time.monotonic()
+    subject = Subject(load_hf_model(av.base, device))
     found = evaluate_pair(av, readers, named, splits, subject, config.ladder, config.seed)
     if found.held_out is not None:
         found.held_out.save(run_dir / HELD_OUT)
@@ -156,9 +157,9 @@ def _load(config: TrainArConfig, device: str) -> tuple[Oracle, ExplanationConfig
 
 
 def _train_readers(
-    config: TrainArConfig, splits: Splits, av: Oracle, subject: Subject
+    config: TrainArConfig, splits: Splits, av: Oracle, device: str
 ) -> tuple[dict[str, Reconstructor], dict[str, int]]:
-    """The reconstructor, one of another seed, one that is shown the context's text and no explanation, one of a code.
+    """The reconstructor, one of another seed, one that is shown the context's text, one of a code without meaning.
 
     Returns:
         Them, and how many training steps of each were left out.
@@ -171,7 +172,6 @@ def _train_readers(
     gold: tuple[list[Claims], list[Claims]] = list(train.gold), list(penalties_on.gold)
     none: tuple[list[Claims], list[Claims]] = [()] * len(train), [()] * len(penalties_on)
     blind = replace(config.reading, context_only=True)
-    device = str(subject.device)
     shared: dict[str, Any] = {"base": av.identity.weights_hash, "train_rows": len(train), "select_rows": few}
     jobs = [(AR, config.ar, gold, config.reading, config.seed)]
     jobs += [(SECOND_AR, config.ar, gold, config.reading, config.seed + 1)] if config.second_seed else []
@@ -179,8 +179,9 @@ def _train_readers(
     context = replace(config.ar, before="text", floor=config.ar.show_site)
     jobs += [(CONTEXT_AR, context, none, blind, config.seed)]
     if config.rotated_codebook:
-        named = [rotated_claims(x.records, x.gold, subject, av.vocabulary, config.seed) for x in (train, penalties_on)]
-        jobs += [(CODE_AR, config.ar, (named[0], named[1]), config.reading, config.seed)]
+        subject = Subject(load_hf_model(av.base, device))
+        codes = [rotated_claims(x.records, x.gold, subject, av.vocabulary, config.seed) for x in (train, penalties_on)]
+        jobs += [(CODE_AR, config.ar, (codes[0], codes[1]), config.reading, config.seed)]
     rewriting, run_dir = config.rewriting, Path(config.run_dir or ".")
     wordings = more_wordings(rewriting, train.gold, av.vocabulary, config.seed, device)
     if rewriting.source != "none":

@@ -79,7 +79,7 @@ def save_rl(folder: Path, name: str) -> None:
     _write(name, content)
     for arm, run_dir in zip(arms, jobs_of(folder), strict=True):
         if arm.about["config"]["rl"]["arm"] == "rl":
-            file = f"{name}_{arm.name.replace(', ', '_')}.png"
+            file = f"{name}_{arm.name.replace(',', '').replace(' ', '_')}.png"
             shutil.copy(run_dir / "health.png", ROOT / "results" / file)
 
 

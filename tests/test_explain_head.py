@@ -109,7 +109,7 @@ def test_what_a_killed_run_has_explained_is_not_asked_again(
         (["head=L9"], "site 'L9' is out of range"),
         (["head=L0", "split=all"], "unknown split 'all': choose from train, select, test"),
         (["head=L0", "rank=luck"], "unknown rank 'luck'"),
-        (["head=L0", "show=-1"], "show must be at least 0 and batch_size at least 1, got -1 and 512"),
+        (["head=L0", "show=-1"], "show must be at least 0, got -1"),
         (["head=L0", "save=[pdf]"], "unknown output 'pdf' in save: choose from json, parquet, html"),
         (["head=L0", "sampling.min_position=60"], "no document of split test has more than 60 tokens"),
         ([], "no value for 'head': add head=VALUE"),

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_gen.build import build
 from diff_oracle import evaluate, train_ar, verbalise
@@ -13,6 +14,7 @@ from diff_oracle.cli import compose
 from diff_oracle.evaluate import EvaluateConfig
 from diff_oracle.nla import DiffNLA
 from diff_oracle.nla.evaluation import AR, CODE_AR, CODE_LIKE_AV, CONTEXT_AR, GAINS, SECOND_AR, SHARES
+from diff_oracle.nla.runs import load_pair_run
 from diff_oracle.records import open_dataset
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 from diff_oracle.subject.model import Subject
@@ -67,6 +69,12 @@ def test_a_run_leaves_the_ladder_with_every_rung(made: Path) -> None:
     assert values["true diff", "kl"] < 1e-4  # that this is the model's own output: test_splice.py
     assert values["no diff", "kl_recovered"] == 0.0
     assert not (made / "pair" / "ar" / "checkpoints").exists()
+
+
+def test_a_code_without_meaning_is_read_by_one_that_learned_it(made: Path) -> None:
+    run = load_pair_run(made / "pair", "cpu")
+    ours, codes = (run.readers[name].floor for name in (AR, CODE_AR))
+    assert ours is not None and codes is not None and not torch.allclose(ours.weight, codes.weight, atol=1e-3)
 
 
 def test_the_same_pair_gives_the_same_ladder(made: Path) -> None:

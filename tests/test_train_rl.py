@@ -115,6 +115,12 @@ def test_a_killed_run_trusts_its_own_files_alone_and_arms_are_compared(
     assert result == json.loads(json.dumps(result))
     shutil.copytree(made / "rl", tmp_path / "again")
     assert [of.name for of in load_arms([made / "rl", tmp_path / "again"])] == ["rl (rl)", "rl (again)"]
+    about, began = read(tmp_path / "again" / "run.json"), read(tmp_path / "again" / "held_out_before.json")
+    about["config"]["rl"]["reward"]["false_penalty"] = 0.02
+    began["error"][0] += 1e-7  # measured again, with other rounding
+    (tmp_path / "again" / "run.json").write_text(json.dumps(about))
+    (tmp_path / "again" / "held_out_before.json").write_text(json.dumps(began))
+    assert [of.name for of in load_arms([made / "rl", tmp_path / "again"])] == ["rl", "rl, priced 0.02"]
     report.run(compose("report", ReportConfig, [f"nla=[{made / 'rl'},{made / 'arm'}]", f"run_dir={tmp_path}"]))
     shown = capsys.readouterr().out
     assert "gain, paired, of" in shown and arm in shown

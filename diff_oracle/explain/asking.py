@@ -42,7 +42,7 @@ from diff_oracle.tasks.truth import TruthConfig
 
 _MOST_TOGETHER = 1024
 _MOST_BYTES = 4 * 2**30
-_POSITIONS = 160  # of a prompt and a free explanation
+_POSITIONS = 256  # of a prompt, a free explanation and what was drafted for it in vain
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Explainer:
 
 
 def batch_size_for(oracle: Oracle) -> int:
-    """Diffs to explain together: 1,024, or as many as leave keys and values of their answers below four gigabytes."""
+    """Diffs to explain together: 1,024, or as many as leave keys and values of an answer at about four gigabytes."""
     return min(_MOST_TOGETHER, max(1, _MOST_BYTES // (_POSITIONS * bytes_a_position(oracle.lm.get_base_model()))))
 
 

@@ -53,8 +53,8 @@ class AskingConfig(SourceConfig):
     save: list[str] = field(default_factory=lambda: list(OUTPUTS))
     """What is written: json, parquet, html."""
     batch_size: int | None = None
-    """Diffs that are explained together; 1,024, or as many as memory is likely to hold, if it is not given. A kill
-    costs one batch."""
+    """Diffs that are explained together; 1,024, or fewer of a large model (`batch_size_for`), if it is not given.
+    A kill costs one batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +64,7 @@ class AskingConfig(SourceConfig):
             raise ValueError(f"unknown output {unknown[0]!r} in save: choose from {', '.join(OUTPUTS)}")
         if unknown := [name for name in self.tasks_asked if name not in TASKS]:
             raise ValueError(f"unknown task {unknown[0]!r} in tasks_asked: choose from {', '.join(TASKS)}")
-        if self.show < 0 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError(
-                f"show must be at least 0 and batch_size at least 1, got {self.show} and {self.batch_size}"
-            )
+        if self.show < 0:
+            raise ValueError(f"show must be at least 0, got {self.show}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")

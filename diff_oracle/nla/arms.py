@@ -10,7 +10,7 @@ from typing import Any
 
 from diff_oracle.evaluation.report import markdown, score_text
 from diff_oracle.evaluation.verdict import Row
-from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, SECOND_AR
+from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, CODE_LIKE_AV_READ, SECOND_AR
 from diff_oracle.nla.health import Line
 from diff_oracle.nla.held_out import HELD_OUT, MORE_THAN, OF_OTHER, HeldOut, gains
 
@@ -36,6 +36,7 @@ SHOWN = (
     ("FVE of gold claims, bag of words", "fve", "gold: bag"),
     ("FVE of a rotated codebook, bag of words", "fve", "rotated_codebook: bag"),
     ("FVE of a rotated codebook, as many claims as the oracle's", "fve", CODE_LIKE_AV),
+    ("FVE of a rotated codebook, as many claims as the oracle's, AR", "fve", CODE_LIKE_AV_READ),
 )
 """What is shown of each run: words, metric and rung of its ladder."""
 GROUPS = ("all", "heads", "layers")
@@ -78,7 +79,7 @@ def load_arms(folders: Sequence[Path]) -> list[Arm]:
             raise ValueError(f"{folder} is no finished run of diff_oracle.train_rl: it has no {', '.join(missing)}")
     arms = [_load(folder) for folder in folders]
     for arm, folder in zip(arms, folders, strict=True):
-        if arm.held_out[0] != arms[0].held_out[0]:
+        if not arm.held_out[0].of_same_pair(arms[0].held_out[0]):
             raise ValueError(f"{folder} began with another pair than {folders[0]}: compare runs of one nla=RUN")
     names = [arm.name for arm in arms]
     return [

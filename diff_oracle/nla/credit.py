@@ -46,8 +46,8 @@ def claims_by_line(ids: Sequence[int], newline: int, vocabulary: Vocabulary) -> 
             lines[-1].append(token)
     said: list[Claim | None] = []
     for line in lines:
-        claims = parse(vocabulary.decode(line), vocabulary).claims
-        said.append(claims[0] if len(claims) == 1 else None)
+        parsed = parse(vocabulary.decode(line), vocabulary)
+        said.append(parsed.claims[0] if len(parsed.claims) == 1 and not parsed.other_lines else None)
     return said
 
 
@@ -78,15 +78,17 @@ def line_worths(
     places = [(i, k) for i, of_answer in enumerate(lines) for k in range(len(of_answer) + 1)]
     added = _added(lines, judged, sites, floor, rebuilt.shape[1])
     parts = np.stack([rebuilt[i] - added[i][k:].sum(axis=0) for i, k in places])
-    so_far = [judged[i].of(lines[i][:k], _num_tokens(numbers[i], k, judged[i], len(lines[i]))) for i, k in places]
+    so_far = [
+        judged[i] if k == len(lines[i]) else judged[i].of(lines[i][:k], _num_tokens(numbers[i], k)) for i, k in places
+    ]
     rows = [i for i, _ in places]
     values = worth(so_far, parts, target[rows], config, None if wrong is None else wrong[rows])
     return np.split(values, np.cumsum([len(of_answer) + 1 for of_answer in lines])[:-1])
 
 
-def _num_tokens(numbers: Int[Tensor, "token"], k: int, judged: Judged, num_lines: int) -> int:
-    """Tokens of the first k lines; of them all, the token that ends the answer too."""
-    return judged.num_tokens if k == num_lines else int(((numbers >= 0) & (numbers < k)).sum())
+def _num_tokens(numbers: Int[Tensor, "token"], k: int) -> int:
+    """Tokens of the first k lines."""
+    return int(((numbers >= 0) & (numbers < k)).sum())
 
 
 def _added(

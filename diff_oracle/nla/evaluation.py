@@ -32,13 +32,13 @@ from diff_oracle.tasks.truth import TruthConfig, measured
 logger = logging.getLogger(__name__)
 
 AR, SECOND_AR, CONTEXT_AR, CODE_AR = "AR", "AR of another seed", "AR of the context", "AR of a rotated codebook"
-CODE_LIKE_AV = "rotated_codebook, as many as AV: bag"
+CODE_LIKE_AV, CODE_LIKE_AV_READ = (f"rotated_codebook, as many as AV: {reader}" for reader in ("bag", AR))
 SPLICED = ("site mean", "token mean", "before", "gold: bag", "gold: AR", "AV: bag", "AV: AR", "rotated_codebook: bag")
 GAINS = [
     ("gold: bag", "rotated_codebook: bag"),
     ("AV: bag", CODE_LIKE_AV),
     ("gold: AR", "rotated_codebook: AR"),
-    ("AV: AR", "rotated_codebook, as many as AV: AR"),
+    ("AV: AR", CODE_LIKE_AV_READ),
     ("gold: bag, before", "before"),
     ("AV: bag, before", "before"),
     ("rotated_codebook: bag, before", "before"),

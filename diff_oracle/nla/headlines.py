@@ -146,6 +146,9 @@ def _code(ladder: SavedLadder) -> Iterator[Headline]:
         f"{by_kind(gain)}"
     )
     lines = {"FVE of measured claims": gold, "FVE of the rotated codebook": code, "measured - rotated": gain}
+    if trained := ladder.of(GAIN, f"gold: {AR} - rotated_codebook: {AR}"):
+        answer += f" Between transformers that learned to read the one or the other: {score_text(trained['all'])}."
+        lines["measured - rotated, by trained readers"] = trained
     yield Headline("Do the words mean something, or are they a code?", answer, lines)
 
 

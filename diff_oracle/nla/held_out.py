@@ -49,6 +49,12 @@ class HeldOut:
     other_errors: dict[str, list[float]]
     """Of what others make of it, or of what is left of it: by rung of the ladder."""
 
+    def of_same_pair(self, other: HeldOut) -> bool:
+        """Whether the other is of the same pair on the same rows, but for rounding."""
+        same = (self.doc_id, self.site, self.failed) == (other.doc_id, other.site, other.failed)
+        ours, theirs = ([x.denominator, x.error, x.error_of_true, x.true_claims] for x in (self, other))
+        return same and np.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
     @classmethod
     def of(
         cls,

@@ -33,9 +33,11 @@ MEANINGS = {
     "AV": "what the oracle claims of the diff",
     "rotated_codebook": "as many claims, whose raised and lowered tokens a rotated unembedding names: without meaning",
     "as many as AV": "as many claims as the oracle makes, whatever these are",
-    ": bag": "read by a linear map of the claimed tokens, for each site, fitted in closed form to measured claims",
+    ": bag": "read by a linear map of the claimed tokens, for each site, fitted in closed form to measured claims; of "
+    "the rotated codebook, to its own",
     ": bag, before": "the same on top of what the residual before the diff tells",
-    ": AR": "read by a transformer that was trained on measured claims, never on the oracle's",
+    ": AR": "read by a transformer that was trained on measured claims, never on the oracle's; of the rotated "
+    "codebook, by one that was trained on its own",
     f": {SECOND_AR}": "the same, trained from another seed",
     "shuffled": "the claims of another document's diff of the same site, or of the same kind of site where it has none",
     "empty": "no claim at all",

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from diff_oracle.evaluation.report import markdown, score_text
 from diff_oracle.evaluation.verdict import Row
-from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, SECOND_AR
+from diff_oracle.nla.evaluation import AR, CODE_LIKE_AV, CODE_LIKE_AV_READ, SECOND_AR
 from diff_oracle.nla.headlines import headlines
 from diff_oracle.nla.naming import grouped
 from diff_oracle.nla.rungs import DIFF_BLIND
@@ -25,8 +25,8 @@ MAIN_RUNGS = (
     *DIFF_BLIND,
     "rotated_codebook: bag",
     CODE_LIKE_AV,
-    "rotated_codebook: AR",
-    "rotated_codebook, as many as AV: AR",
+    f"rotated_codebook: {AR}",
+    CODE_LIKE_AV_READ,
     "gold: bag",
     f"gold: {AR}",
     "AV: bag",

@@ -68,7 +68,7 @@ class Judged:
     cut_off: bool
     """Whether it had no end."""
     other_lines: int = 0
-    """Lines of it that are no claim."""
+    """Lines of it that are no claim, empty ones too."""
 
     @property
     def failed(self) -> bool:
@@ -121,7 +121,8 @@ def judge(
     false = tuple(claim for claim in claims if claim not in true)
     quoted = tuple(claim for claim in claims if claim.said in tokens)
     read = true if truth_gated else claims
-    return Judged(claims, read, false, quoted, num_tokens, cut_off, len(parsed.other_lines))
+    empty = text.split("\n").count("") if text else 0
+    return Judged(claims, read, false, quoted, num_tokens, cut_off, len(parsed.other_lines) + empty)
 
 
 def nearness(

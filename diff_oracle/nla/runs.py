@@ -60,7 +60,7 @@ def load_pair_run(folder: Path, device: str) -> PairRun:
         return PairRun(Oracle.from_pretrained(oracle, device), {}, named, ladder, seed, dataset)
     pair = DiffNLA.from_pretrained(folder / PAIR, device)
     readers = {AR: pair.ar}
-    for name in FOLDERS:
-        if name != AR and (folder / FOLDERS[name]).is_dir():
+    for name in (SECOND_AR, CONTEXT_AR, CODE_AR):
+        if name in about.get("skipped_steps", FOLDERS) and (folder / FOLDERS[name]).is_dir():
             readers[name] = Reconstructor.from_pretrained(folder / FOLDERS[name], device)
     return PairRun(pair.av, readers, named, ladder, seed, dataset)

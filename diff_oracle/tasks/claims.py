@@ -79,7 +79,7 @@ def parse(
     kind_of = {wording: kind for kind, of_kind in wordings.items() for wording in of_kind}
     claims: dict[Claim, None] = {}
     others = []
-    for line in explanation.split("\n") if explanation else ():
+    for line in filter(None, explanation.split("\n")):
         claim = _parse_line(line, vocabulary, kind_of)
         if claim is None:
             others.append(line)

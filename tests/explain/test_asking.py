@@ -140,7 +140,7 @@ def test_what_cannot_be_explained_is_refused(
 def test_as_many_are_explained_together_as_memory_is_likely_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = untrained_oracle()  # 6 blocks of 4 heads of keys and of values, 32 numbers each
     assert batch_size_for(oracle) == 1024
-    monkeypatch.setattr(asking, "_MOST_BYTES", 10 * 160 * 6 * 2 * 4 * 32 * 4)
+    monkeypatch.setattr(asking, "_MOST_BYTES", 10 * 256 * 6 * 2 * 4 * 32 * 4)
     assert batch_size_for(oracle) == 10
     monkeypatch.setattr(asking, "_MOST_BYTES", 1)
     assert batch_size_for(oracle) == 1

@@ -150,7 +150,7 @@ def test_sites_are_named_as_they_are(word: str, names: list[str]) -> None:
         (["text="], r"text 0 \(''\) has no position to explain"),
         (["text_file=nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
         (["text_file=latin1.txt"], "latin1.txt is not UTF-8"),
-        (["text=a b", "batch_size=0"], "batch_size at least 1, got 8 and 0"),
+        (["text=a b", "batch_size=0"], "batch_size must be at least 1, got 0"),
         (["text=a b", "oracle=nowhere"], "nowhere"),
         (["text=a b", "nla=nowhere"], "give either oracle=RUN, of diff_oracle.train, or nla=RUN"),
         (["text=a b", "oracle=null", "nla=nowhere"], "nowhere holds no diff-NLA"),

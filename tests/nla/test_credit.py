@@ -29,6 +29,8 @@ def test_lines_are_read_one_by_one() -> None:
     assert claims_by_line(VOCABULARY.encode(write([A, C])), NEWLINE, VOCABULARY) == [A, C]
     assert claims_by_line([], NEWLINE, VOCABULARY) == []
     assert claims_by_line([NEWLINE], NEWLINE, VOCABULARY) == [None, None]
+    more = next(i for i, text in enumerate(VOCABULARY.texts) if text.startswith("\n") and len(text) > 1)
+    assert claims_by_line([*VOCABULARY.encode(write([A])), more], NEWLINE, VOCABULARY) == [None]  # two lines in one
 
 
 @pytest.mark.parametrize("measure", ["nmse", "log_nmse"])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from peft.tuners.lora import LoraLayer
 
 from diff_oracle.nla.prompted import prompted_explanations
 from diff_oracle.nla.rows import Rows
@@ -20,6 +21,7 @@ def test_the_best_examples_of_the_site_are_shown(monkeypatch: pytest.MonkeyPatch
 
     def answers(prompts: list, max_new_tokens: int, batch_size: int) -> list[str]:
         assert all(prompt.vectors is None for prompt in prompts)
+        assert all(layer.disable_adapters for layer in av.lm.modules() if isinstance(layer, LoraLayer))
         asked.extend(av.vocabulary.decode(prompt.ids) for prompt in prompts)
         return ["raises: return\n\nL1 after and so on\nlowers: if"] * len(prompts)
 
@@ -28,5 +30,6 @@ def test_the_best_examples_of_the_site_are_shown(monkeypatch: pytest.MonkeyPatch
     said = prompted_explanations(av, examples, [4, 3, 2, 1, 0, 5], explained, shots=2, max_new_tokens=9)
     named = [av.vocabulary.texts[300 + i] for i in range(6)]
     assert [[i for i in range(6) if f"raises:{named[i]}\n" in text] for text in asked] == [[2, 4], [3, 4]]
+    assert named[4] in asked[0].split("\n\n")[0]  # the best stands first
     assert all(text.startswith("L0H1 after ") and text.endswith("\n") for text in asked)
     assert [[claim.kind for claim in claims] for claims in said] == [["raises"], ["raises"]]
