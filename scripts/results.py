@@ -29,8 +29,14 @@ from diff_oracle.nla.report import markdown_ladder, markdown_sites
 from diff_oracle.nla.saved import SavedLadder
 
 ROOT = Path(__file__).parents[1]
-KEPT = (("eval.json", "learning_curve.png"), ("ladder.json", "explanations.json"), ("sites.json", "sites.png"))
-"""What is kept of a run of train, of train_ar or evaluate nla=..., of verbalise; what is in NAME.json under `NAME`."""
+KEPT = (
+    ("eval.json", "learning_curve.png"),
+    ("eval.json",),
+    ("ladder.json", "explanations.json"),
+    ("sites.json", "sites.png"),
+)
+"""What is kept of a run of train, of evaluate oracle=..., of train_ar or evaluate nla=..., of verbalise; what is in
+NAME.json under `NAME`."""
 
 
 def save(run_dir: Path, name: str) -> None:

@@ -16,7 +16,8 @@ Pick = Callable[
     [Int[Tensor, "live"], Int[Tensor, "live token"], Int[Tensor, "live"], Float[Tensor, "live vocab"]],
     Int[Tensor, "live"],
 ]
-"""Chooses next tokens: from the numbers of some rows, what these said so far, how long that is, and the logits."""
+"""Chooses next tokens: from the numbers of some rows, what these said so far, how long that is, and the logits, which
+it may change."""
 _NONE = -1  # stands where nothing was drafted
 _LONGEST_DRAFT = 16  # more than a claim's words take
 _WASTE = 0.5  # tokens drafted in vain, for each that was said, beyond which nothing is drafted
@@ -121,8 +122,9 @@ def _drafts(
     said: Int[Tensor, "row token"], lengths: Int[Tensor, "row"], newline_id: int, like: Sequence[int]
 ) -> Int[Tensor, "row draft"]:
     """What each row is expected to say next, as wide as the longest; never so long that there is no room behind it."""
+    other = lines_of(like, newline_id)
     drafted = [
-        draft(row[:length], newline_id, like)[: min(_LONGEST_DRAFT, len(row) - length - 1)]
+        draft(row[:length], newline_id, other)[: min(_LONGEST_DRAFT, len(row) - length - 1)]
         for row, length in zip(said.tolist(), lengths.tolist(), strict=True)
     ]
     width = max(map(len, drafted))
@@ -131,7 +133,7 @@ def _drafts(
     ).reshape(len(drafted), width)
 
 
-def draft(said: Sequence[int], newline_id: int, like: Sequence[int] = ()) -> list[int]:
+def draft(said: Sequence[int], newline_id: int, other: Sequence[list[int]] = ([],)) -> list[int]:
     """What an answer is expected to say next, up to where it must make up its mind.
 
     Lines of answers differ in what they name, their last token: what stands before it is expected to be as in a line of
@@ -140,12 +142,12 @@ def draft(said: Sequence[int], newline_id: int, like: Sequence[int] = ()) -> lis
     Args:
         said: So far.
         newline_id: What ends a line.
-        like: Another answer, whose lines are expected to begin as this one's.
+        other: Lines of another answer, as which this one's are expected to begin.
     """
-    *before, line = _lines(said, newline_id)
-    to_come = _lines(like, newline_id)[len(before) :]
-    for place, other in enumerate([*to_come, *reversed(before)]):
-        begins = other[:-1]
+    *before, line = lines_of(said, newline_id)
+    to_come = other[len(before) :]
+    for place, expected in enumerate([*to_come, *reversed(before)]):
+        begins = expected[:-1]
         if begins[: len(line)] != line[: len(begins)]:
             continue
         if len(line) <= len(begins):
@@ -156,14 +158,14 @@ def draft(said: Sequence[int], newline_id: int, like: Sequence[int] = ()) -> lis
     return [newline_id, *line[:-1]] if before and len(line) == len(before[-1]) else []
 
 
-def _lines(said: Sequence[int], newline_id: int) -> list[list[int]]:
-    lines: list[list[int]] = [[]]
-    for token in said:
-        if token == newline_id:
-            lines.append([])
-        else:
-            lines[-1].append(token)
-    return lines
+def lines_of(said: Sequence[int], newline_id: int) -> list[list[int]]:
+    """The tokens of each line, without what ends it; the last one may be empty."""
+    lines, begin = list[list[int]](), 0
+    for _ in range(said.count(newline_id)):
+        end = said.index(newline_id, begin)
+        lines.append(list(said[begin:end]))
+        begin = end + 1
+    return [*lines, list(said[begin:])]
 
 
 def likeliest(newline_id: int) -> Pick:
@@ -180,7 +182,10 @@ def likeliest(newline_id: int) -> Pick:
         lengths: Int[Tensor, "live"],
         logits: Float[Tensor, "live vocab"],
     ) -> Int[Tensor, "live"]:
-        return logits.index_put(repeating(said, lengths, newline_id), logits.new_tensor(float("-inf"))).argmax(-1)
+        logits.index_put_(repeating(said, lengths, newline_id), logits.new_tensor(float("-inf")))
+        if logits.device.type == "cpu":  # NumPy compares many numbers at once, PyTorch one after the other
+            return torch.from_numpy(logits.numpy().argmax(-1))
+        return logits.argmax(-1)
 
     return pick
 

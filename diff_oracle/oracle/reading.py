@@ -29,7 +29,7 @@ class Reading:
         said: Of the questions that were asked, the tokens of the first answer.
     """
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __init__(self, oracle: Oracle, diffs: Sequence[Diff], said: Mapping[Text, Sequence[int]] | None = None) -> None:
         """Reads the diffs: one pass over what their prompts begin with.
 
@@ -54,7 +54,7 @@ class Reading:
                 use_cache=True,
             )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(self, rows: Sequence[int], question: Text, max_new_tokens: int) -> list[str]:
         """What `Oracle.generate` answers to a question about the diffs of these rows."""
         inputs, oracle = self._asking(rows, question), self._oracle
@@ -73,7 +73,7 @@ class Reading:
         self.said[question] = answer_of(ids[0], oracle.prompts.eos_id)
         return [oracle.vocabulary.decode(row) for row in ids.tolist()]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def choice_log_probs(
         self, rows: Sequence[int], question: Text, choices: Sequence[Text]
     ) -> Float[Tensor, "row choice"]:

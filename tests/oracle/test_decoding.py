@@ -22,7 +22,7 @@ from transformers import (
 from diff_oracle.oracle import decoding
 from diff_oracle.oracle.adapter import LoraOptions
 from diff_oracle.oracle.cache import growing_cache
-from diff_oracle.oracle.decoding import draft, repeating, write_answers
+from diff_oracle.oracle.decoding import draft, lines_of, repeating, write_answers
 from diff_oracle.oracle.injection import InjectionConfig
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt, PromptConfig
@@ -67,6 +67,7 @@ def test_of_a_line_that_repeats_another_the_last_token_may_not_come() -> None:
 @given(st.lists(st.integers(0, 3), max_size=12), st.data())
 def test_as_a_comparison_of_lines_says(answer: list[int], data: st.DataObject) -> None:
     *lines, last = _lines(answer)
+    assert lines_of(answer, NEWLINE) == [*lines, last]
     expected = {line[-1] for line in lines if line and line[:-1] == last}
     assert banned(answer) == expected
     token = data.draw(st.integers(1, 3))
@@ -104,7 +105,7 @@ def test_a_draft_is_the_last_line_but_for_what_it_names() -> None:
 
 
 def test_a_draft_is_what_another_answer_says_but_for_what_it_names() -> None:
-    other = [5, 6, 2, NEWLINE, 5, 6, 3, NEWLINE, 8, 2, NEWLINE, 9, 4]
+    other = lines_of([5, 6, 2, NEWLINE, 5, 6, 3, NEWLINE, 8, 2, NEWLINE, 9, 4], NEWLINE)
     assert draft([], NEWLINE, other) == [5, 6]
     assert draft([5, 6, 7], NEWLINE, other) == [NEWLINE, 5, 6]
     assert draft([5, 6, 7, NEWLINE, 5, 6, 4], NEWLINE, other) == [NEWLINE, 8]
