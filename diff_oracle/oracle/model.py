@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig
 
 from diff_oracle.oracle.adapter import add_adapter, load_adapter
+from diff_oracle.oracle.attention import use_together
 from diff_oracle.oracle.cache import growing_cache, sliding_window
 from diff_oracle.oracle.decoding import answer_of, likeliest, write_answers
 from diff_oracle.oracle.injection import INJECTORS
@@ -77,6 +78,7 @@ class Oracle(nn.Module):
         self.vocabulary = Vocabulary(loaded.tokenizer, loaded.identity.vocab_size)
         self.prompts = PromptBuilder(self.vocabulary, config.prompt, config.injection, loaded.identity.d_model)
         self.injector = INJECTORS[config.injection.kind](config.injection, loaded.model).to(loaded.model.device)
+        use_together(loaded.model)
         loaded.model.generation_config = GenerationConfig()  # the model's own may sample or penalise repetition
         if adapter is None:
             self.lm: Any = add_adapter(loaded.model, config.lora)
