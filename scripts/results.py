@@ -46,9 +46,11 @@ def save(run_dir: Path, name: str) -> None:
         ValueError: The run was not made by committed code, or has not finished.
     """
     about = about_run(json.loads((run_dir / "run.json").read_text()), run_dir)
-    files = next((files for files in KEPT if all((run_dir / file).is_file() for file in files)), None)
+    # A run of train has a curve, too; only `evaluate` says which oracle it asked.
+    possible = [files for files in KEPT if files != ("eval.json",) or "oracle" in about]
+    files = next((files for files in possible if all((run_dir / file).is_file() for file in files)), None)
     if files is None:
-        known = "; ".join(" and ".join(files) for files in KEPT)
+        known = "; ".join(" and ".join(files) for files in possible)
         raise ValueError(f"{run_dir} is no finished run: expected {known}")
     content = {Path(file).stem: json.loads((run_dir / file).read_text()) for file in files if file.endswith(".json")}
     _write(name, about | content)

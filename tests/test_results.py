@@ -193,7 +193,15 @@ def test_sites_are_kept_with_their_picture(root: Path) -> None:
 
 
 def test_a_run_that_has_not_finished_is_no_result(root: Path) -> None:
-    (root / "runs" / "one" / "eval.json").unlink()
-    known = "expected eval.json and learning_curve.png; eval.json; ladder.json"
-    with pytest.raises(ValueError, match=f"is no finished run: {known}"):
-        results.save(root / "runs" / "one", "three")
+    run = root / "runs" / "one"
+    (run / "learning_curve.png").unlink()
+    with pytest.raises(ValueError, match="is no finished run: expected eval.json and learning_curve.png; ladder.json"):
+        results.save(run, "three")
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(
+        json.dumps(about | {"oracle": "runs/other"})
+    )  # as evaluate has it
+    results.save(run, "three")
+    (run / "eval.json").unlink()
+    with pytest.raises(ValueError, match="is no finished run: expected eval.json and learning_curve.png; eval.json"):
+        results.save(run, "three")

@@ -23,16 +23,18 @@ def attend_together(
     module: torch.nn.Module,
     query: Float[Tensor, "row head pos width"],
     key: Float[Tensor, "row shared seen width"],
-    value: Float[Tensor, "row shared seen width"],
+    value: Float[Tensor, "row shared seen depth"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[Float[Tensor, "row pos head width"], None]:
+) -> tuple[Float[Tensor, "row pos head depth"], None]:
     """As transformers' own function for `sdpa`, which it calls in training, on a GPU, and for what is not done here."""
     shared = query.shape[1] // key.shape[1]
-    special = options.get("dropout") or any(options.get(name) is not None for name in ("softcap", "position_bias"))
-    if query.device.type != "cpu" or torch.is_grad_enabled() or attention_mask is None or shared == 1 or special:
+    special = options.get("dropout") or any(options.get(x) is not None for x in ("softcap", "position_bias", "cache"))
+    one_mask = attention_mask is not None and attention_mask.shape[1] == 1  # for all heads
+    if query.device.type != "cpu" or torch.is_grad_enabled() or not one_mask or shared == 1 or special:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    assert attention_mask is not None
     rows, heads, new, width = query.shape
     found = scaled_dot_product_attention(
         query.reshape(rows, heads // shared, shared * new, width),
@@ -41,7 +43,7 @@ def attend_together(
         attn_mask=attention_mask.repeat(1, 1, shared, 1),
         scale=scaling,
     )
-    return found.reshape(rows, heads, new, width).transpose(1, 2).contiguous(), None
+    return found.reshape(rows, heads, new, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
 def use_together(model: PreTrainedModel) -> None:

@@ -41,6 +41,7 @@ def test_what_is_not_done_together_is_left_to_the_usual_function(monkeypatch: py
         for option in ({"dropout": 0.1}, {"softcap": 3.0}, {"position_bias": inputs[3]}):
             assert attend_together(module, *inputs, **option)[0] is usual
         assert attend_together(module, *inputs[:3], None)[0] is usual
+        assert attend_together(module, *inputs[:3], inputs[3].repeat(1, 4, 1, 1))[0] is usual  # a mask for every head
     assert attend_together(module, *inputs)[0] is usual  # with gradients
 
 
