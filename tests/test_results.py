@@ -198,9 +198,7 @@ def test_a_run_that_has_not_finished_is_no_result(root: Path) -> None:
     with pytest.raises(ValueError, match="is no finished run: expected eval.json and learning_curve.png; ladder.json"):
         results.save(run, "three")
     about = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(
-        json.dumps(about | {"oracle": "runs/other"})
-    )  # as evaluate has it
+    (run / "run.json").write_text(json.dumps(about | {"oracle": "runs/other"}))  # as evaluate has it
     results.save(run, "three")
     (run / "eval.json").unlink()
     with pytest.raises(ValueError, match="is no finished run: expected eval.json and learning_curve.png; eval.json"):
