@@ -6,8 +6,8 @@ Both train the same adapter and injector on the same questions with the same opt
 diff in one row, rows of like length in one batch, and computes logits only where an answer stands; the plain recipe has
 a row for every question and logits everywhere. Speeds are taken in turn in one process, each peak of memory in a
 process of its own. Steps of ours are also taken with nothing injected, for what injection costs: a few percent of a
-step, less than steps differ among themselves, so that each is taken `REPEATS` times and the fastest counts. A part of it,
-the optimiser's step for the learned maps, costs the same whatever the batch: it is taken for a batch of the default
+step, less than steps differ among themselves, so that each is taken `REPEATS` times and the fastest counts. A part of
+it, the optimiser's step for the learned maps, costs the same whatever the batch: it is taken for a batch of the default
 size, too (logits of the plain recipe would need tens of gigabytes there).
 """
 
