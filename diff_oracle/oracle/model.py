@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -139,7 +139,7 @@ class Oracle(nn.Module):
     def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 128) -> list[Generated]:
         """The same, with how each ended."""
         answers, like = [Generated("", 0, True)] * len(prompts), list[int]()
-        for indices in tqdm(_by_length(prompts, batch_size), desc="answering", unit=" batches", leave=False):
+        for indices in _by_length(prompts, batch_size, "answering"):
             base, cache = self.lm.get_base_model(), growing_cache(self.lm.get_base_model())
             hidden, seen = self.read([prompts[i] for i in indices], cache)
             eos_id, newline_id = self.prompts.eos_id, self.vocabulary.newline[-1]
@@ -197,7 +197,7 @@ class Oracle(nn.Module):
                 shown = ", ".join(repr(self.vocabulary.show(choice)) for choice in options)
                 raise ValueError(f"choices are told apart by their first token, but two are the same: {shown}")
         result: list[Float[Tensor, "choice"]] = [torch.empty(0)] * len(prompts)
-        for indices in tqdm(_by_length(prompts, batch_size), desc="choosing", unit=" batches", leave=False):
+        for indices in _by_length(prompts, batch_size, "choosing"):
             batch = self._batch([prompts[i] for i in indices])
             with self.injector.injecting(batch["slot_mask"], batch["vectors"]):
                 logits = self.lm(
@@ -211,11 +211,15 @@ class Oracle(nn.Module):
                 result[i] = row[firsts[i]]
         return result
 
-    def ask(self, diff: Diff, question: str, max_new_tokens: int = 32) -> str:
+    def ask(self, diff: Diff, question: str, max_new_tokens: int = 64) -> str:
         """The answer to a question of one's own about a diff: a row of a dataset, or one of `diffs_of_text`.
 
+        How far questions in words that no training had are understood is measured (docs/oracle.md): hardly. An answer
+        that is longer than `max_new_tokens` ends there; `answer` says whether it did.
+
         Raises:
-            ValueError: It is no diff of the oracle's model.
+            ValueError: The question is empty, the oracle's model has no such site, or the vectors are not as wide as
+                it, or not finite. Whether they come from that model is not known.
         """
         return self.generate([self._asked(diff, question)], max_new_tokens)[0]
 
@@ -223,8 +227,7 @@ class Oracle(nn.Module):
         """How likely the oracle finds each choice, among them.
 
         Raises:
-            ValueError: It is no diff of the oracle's model; there is no choice, one is empty, or two begin with the
-                same token.
+            ValueError: As `ask`; or there is no choice, one is empty, or two begin with the same token.
         """
         if isinstance(choices, str):
             raise ValueError(f"choices are a list of texts, got one text: {choices!r}")
@@ -233,6 +236,8 @@ class Oracle(nn.Module):
         return dict(zip(choices, scores.softmax(-1).tolist(), strict=True))
 
     def _asked(self, diff: Diff, question: str) -> Prompt:
+        if not question.strip():
+            raise ValueError("the question is empty")
         DiffSite.parse(diff.site).check(self.identity.n_layers, self.identity.n_heads)
         return self.prompts.about(diff, (question,))
 
@@ -311,7 +316,8 @@ def _load_base(base: SubjectConfig, config: OracleConfig, device: str) -> Loaded
     return load_hf_model(replace(base, dtype=config.base_dtype or base.dtype), device)
 
 
-def _by_length(prompts: Sequence[Prompt], batch_size: int) -> list[np.ndarray]:
-    """Indices in batches of like length, so that little is padded."""
+def _by_length(prompts: Sequence[Prompt], batch_size: int, doing: str) -> Iterable[np.ndarray]:
+    """Indices in batches of like length, so that little is padded; several are counted on the screen."""
     order = np.argsort([len(prompt.ids) for prompt in prompts], kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return tqdm(batches, desc=doing, unit=" batches", leave=False, disable=len(batches) < 2)

@@ -127,11 +127,15 @@ def test_choices_are_scored_by_the_next_token(make_oracle: Callable[..., Oracle]
 def test_what_is_no_diff_of_the_model_is_refused(make_oracle: Callable[..., Oracle]) -> None:
     oracle = make_oracle()
     width = oracle.identity.d_model
+    some = diff_at("L0", np.ones(width, np.float32))
     for vector in (np.ones(width + 1, np.float32), np.full(width, np.nan, np.float32)):
         with pytest.raises(ValueError, match=f"cannot be injected: expected {width} finite numbers"):
             oracle.ask(diff_at("L0", vector), "More likely?")
     with pytest.raises(ValueError, match="L40H0"):
         oracle.ask(diff_at("L40H0", np.ones(width, np.float32)), "More likely?")
+    for ask in (lambda: oracle.ask(some, " "), lambda: oracle.choose(some, "", ["yes", "no"])):
+        with pytest.raises(ValueError, match="the question is empty"):
+            ask()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The n-th example depends on the seed and n alone, and its answer belongs to its diff's sign."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from diff_oracle.subject.loading import LoadedModel, SubjectConfig, load_hf_mode
 from diff_oracle.tasks import make_tasks
 from diff_oracle.tasks.logit_lens import PHRASINGS
 from diff_oracle.tasks.text import Vocabulary
-from diff_oracle.training.examples import Example, ExampleDataset
+from diff_oracle.training.examples import BUCKET_BATCHES, Example, ExampleDataset, row_length
 from diff_oracle.training.mixture import MixtureConfig
 
 TASKS = {"logit_lens": {"k": 5, "num_asked": 3}}
@@ -137,3 +138,17 @@ def test_lists_come_first_and_alone(make_examples: Callable[..., ExampleDataset]
             assert all(sum(t in vocabulary.newline for t in e.answer_ids) == 2 for e in group)
         else:
             assert all(e.prompt.vectors is None or not np.any(e.prompt.vectors) for e in group)
+
+
+def test_rows_of_like_length_share_a_batch_and_batches_are_shuffled(
+    make_examples: Callable[..., ExampleDataset],
+) -> None:
+    examples = make_examples(length=4 * BUCKET_BATCHES * 2)
+    lengths = [row_length(examples[i]) for i in range(len(examples))]
+    batches = [(min(pair), max(pair)) for pair in zip(lengths[::2], lengths[1::2], strict=True)]
+    for start in range(0, len(batches), BUCKET_BATCHES):
+        bucket = batches[start : start + BUCKET_BATCHES]
+        assert bucket != sorted(bucket)
+        in_order = sorted(bucket)
+        assert all(shorter[1] <= longer[0] for shorter, longer in pairwise(in_order))
+        assert in_order[0][0] < in_order[-1][1]  # or nothing was sorted

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -67,6 +68,14 @@ def test_a_killed_training_ends_as_a_whole_one(whole: Path, tmp_path: Path) -> N
     for folder in deaths.values():
         live(folder, SETTINGS)
         assert_same(folder, whole)
+
+
+def test_a_training_killed_in_any_step_ends_as_a_whole_one(whole: Path, tmp_path: Path) -> None:
+    step = secrets.choice(range(1, 13))
+    print(f"killed in step {step}")  # shown where the test fails
+    kill(start(tmp_path / "run", step))
+    live(tmp_path / "run", SETTINGS)
+    assert_same(tmp_path / "run", whole)
 
 
 @pytest.mark.slow
