@@ -6,6 +6,12 @@ slot j of an input gets v_j = A_j(u). A_j is the identity, so that every slot re
 u ↦ W_j u + b_j with b_j = 0 at the start, kept as one matrix [W_j b_j] that multiplies [u 1]: a map for all slots of an
 input that starts as the identity, or a map for every slot, with W_j = I, −I, I, … at the start. With both signs side by
 side, a question about the lowered tokens is answered by looking at another slot, with the same weights.
+
+Maps are learned in the basis `injection.basis`. In `unembedding` each dimension is multiplied by the final norm's gain
+γ before the map and divided by it behind: u = γx/‖γx‖ and v_j = A_j(u)/γ · ‖γx‖/‖x‖, which starts as x/‖x‖ again. Where
+γ differs by orders of magnitude between dimensions, as in Gemma, the stream is small where γ is large. A map that learns
+in the stream's own basis drowns these dimensions in the others, and with them the tokens that a diff raises and lowers.
+
 A vector of zeros has no direction and injects nothing.
 """
 
@@ -23,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 MAPS = ("none", "affine", "per_slot")
+BASES = ("residual", "unembedding")
 INPUTS = {"diff": 1, "before_after": 2, "diff_before": 2, "text": 0}
 """What an oracle is given -> how many vectors that is."""
 
@@ -38,6 +45,9 @@ class InjectionConfig:
     `text`: no vector, but the context in the prompt (`prompt.context_tokens`), an oracle to compare with."""
     map: str = "per_slot"
     """What a direction passes through first: `none`, `affine` (learned, one for all slots) or `per_slot`."""
+    basis: str = "residual"
+    """What maps are learned in: `residual`, the stream as it is, or `unembedding`, each dimension times the final
+    norm's gain."""
     num_slots: int = 2
     """Slots that carry each vector."""
     scale: float = 1.0
@@ -50,6 +60,7 @@ class InjectionConfig:
             ("kind", self.kind, INJECTORS),
             ("input", self.input, INPUTS),
             ("map", self.map, MAPS),
+            ("basis", self.basis, BASES),
         ):
             if got not in known:
                 raise ValueError(f"unknown injection.{name} {got!r}: choose from {', '.join(known)}")
@@ -69,27 +80,34 @@ class InjectionConfig:
 class Injector(nn.Module):
     """Common part: the maps, and a hook on one of the model's modules that is live inside `injecting`."""
 
-    def __init__(self, config: InjectionConfig, d_model: int) -> None:
+    gains: Tensor
+
+    def __init__(self, config: InjectionConfig, model: PreTrainedModel) -> None:
         super().__init__()
         self.config = config
+        d_model = model.get_input_embeddings().weight.shape[1]
+        gains = final_gains(model) if config.basis == "unembedding" else torch.ones(d_model)
+        self.register_buffer("gains", gains, persistent=False)
         signs = {"none": [], "affine": [1.0], "per_slot": [(-1.0) ** j for j in range(config.num_slots)]}[config.map]
         starts = [sign * torch.eye(d_model, d_model + 1) for _ in range(INPUTS[config.input]) for sign in signs]
         self.maps = nn.ParameterList(starts)
         self._live: dict[int, tuple[Bool[Tensor, "row pos"], Float[Tensor, "row input d_model"]]] = {}  # by thread
 
     def directions(self, vectors: Float[Tensor, "row input d_model"]) -> Float[Tensor, "row slot d_model"]:
-        """v_j = A_j(x/‖x‖), all slots of the first input before those of the second.
+        """v_j of the module's docstring, all slots of the first input before those of the second.
 
         In float32 under autocast too: bfloat16 does not tell the residual behind a small diff from the one before it.
         """
-        unit = vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        seen = vectors * self.gains
+        size = seen.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        unit, back = seen / size, size / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-30) / self.gains
         with_one = torch.cat([unit, torch.ones_like(unit[..., :1])], dim=-1)
         of_input = len(self.maps) // INPUTS[self.config.input]
         mapped: list[Tensor] = []
         for i in range(unit.shape[1]):
             maps = list(self.maps)[i * of_input : (i + 1) * of_input]
             with torch.autocast(unit.device.type, enabled=False):
-                different = [with_one[:, i] @ matrix.T for matrix in maps] or [unit[:, i]]
+                different = [with_one[:, i] @ matrix.T * back[:, i] for matrix in maps] or [unit[:, i] * back[:, i]]
             mapped += [different[j % len(different)] for j in range(self.config.num_slots)]
         return torch.stack(mapped, dim=1)
 
@@ -141,7 +159,7 @@ class EmbedInjector(Injector):
 
     def __init__(self, config: InjectionConfig, model: PreTrainedModel) -> None:
         embedding = model.get_input_embeddings()
-        super().__init__(config, embedding.weight.shape[1])
+        super().__init__(config, model)
         with torch.no_grad():  # through the module, since some scale what they look up
             ids = torch.arange(embedding.weight.shape[0], device=embedding.weight.device)
             norms = torch.cat([embedding(part).float().norm(dim=-1) for part in ids.split(8192)])
@@ -159,7 +177,7 @@ class ResidualInjector(Injector):
     """h := h + c · ‖h‖ · v_j behind block m, c = scale."""
 
     def __init__(self, config: InjectionConfig, model: PreTrainedModel) -> None:
-        super().__init__(config, model.get_input_embeddings().weight.shape[1])
+        super().__init__(config, model)
         layers = decoder_blocks(model)
         if config.block >= len(layers):
             raise ValueError(f"injection.block={config.block}, but the model has blocks 0…{len(layers) - 1}")
@@ -174,6 +192,26 @@ class ResidualInjector(Injector):
 
 
 INJECTORS: dict[str, type[Injector]] = {"embed": EmbedInjector, "residual": ResidualInjector}
+
+
+@torch.no_grad()
+def final_gains(model: PreTrainedModel) -> Float[Tensor, "d_model"]:
+    """What the final norm multiplies each dimension by, behind its division by the scale.
+
+    Raises:
+        ValueError: The model has no such norm, or gains of zero.
+    """
+    norms = [m for m in model.base_model.children() if getattr(getattr(m, "weight", None), "ndim", 0) == 1]
+    if len(norms) != 1:
+        raise ValueError(f"{type(model).__name__} has no final norm to be found: take injection.basis=residual")
+    weight = norms[0].weight
+    # Of mean 0 and size 1, so that a LayerNorm centres and scales nothing; its bias falls out of the difference.
+    ones = torch.ones(len(weight), dtype=weight.dtype, device=weight.device)
+    ones[1::2] = -1
+    gains = ((norms[0](ones[None]) - norms[0](-ones[None]))[0] / 2 * ones).float()
+    if not bool((gains.isfinite() & (gains != 0)).all()):
+        raise ValueError(f"{type(model).__name__}'s final norm has gains of zero: take injection.basis=residual")
+    return gains
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
