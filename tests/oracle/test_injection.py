@@ -10,6 +10,7 @@ from torch import Tensor
 from diff_oracle.oracle.injection import decoder_blocks
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
+from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 
 ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "qwen3", "gemma3"]
 KINDS = ["embed", "residual"]
@@ -53,6 +54,33 @@ def test_autocast_does_not_round_what_is_injected(make_oracle: Callable[..., Ora
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(oracle.injector.directions(vectors), directions)
         assert torch.equal(oracle.injector.inject(hidden, directions[:, :1]), injected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_map_in_the_unembeddings_basis_equals_one_made_by_hand(
+    make_oracle: Callable[..., Oracle], architecture: str, kind: str
+) -> None:
+    injector = make_oracle(architecture, kind=kind, basis="unembedding").injector
+    model = load_hf_model(SubjectConfig(source="random", architecture=architecture)).model
+    names = ("model.norm.weight", "ln_f.weight", "final_layer_norm.weight")
+    (weight,) = (weight for name, weight in model.named_parameters() if name.endswith(names))
+    gains = weight.detach() + (architecture == "gemma3")  # Gemma's norm multiplies by 1 + weight
+    torch.testing.assert_close(injector.gains, gains, rtol=1e-4, atol=1e-4)
+    vectors = torch.randn(3, 1, len(gains))
+    direction = vectors[:, 0] / vectors[:, 0].norm(dim=-1, keepdim=True)
+    started = injector.directions(vectors).detach()
+    torch.testing.assert_close(started[:, 0], direction)
+    torch.testing.assert_close(started[:, 1], -direction)
+    for matrix in injector.maps:
+        torch.nn.init.normal_(matrix)
+    with torch.no_grad():
+        for slot, matrix in enumerate(injector.maps):
+            seen = vectors[:, 0] @ gains.diag()
+            size = seen.norm(dim=-1, keepdim=True)
+            mapped = (seen / size) @ matrix[:, :-1].T + matrix[:, -1]
+            expected = mapped @ gains.diag().inverse() * size / vectors[:, 0].norm(dim=-1, keepdim=True)
+            torch.testing.assert_close(injector.directions(vectors)[:, slot], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

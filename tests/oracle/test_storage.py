@@ -22,11 +22,11 @@ from diff_oracle.subject.loading import SubjectConfig, load_hf_model
 MakePrompts = Callable[[Oracle, int], list[Prompt]]
 
 
-@pytest.mark.parametrize("kind", ["embed", "residual"])
+@pytest.mark.parametrize(("kind", "basis"), [("embed", "residual"), ("residual", "unembedding")])
 def test_a_loaded_oracle_answers_as_the_saved_one(
-    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, tmp_path: Path, kind: str
+    make_oracle: Callable[..., Oracle], make_prompts: MakePrompts, tmp_path: Path, kind: str, basis: str
 ) -> None:
-    oracle = make_oracle(kind=kind, num_slots=2)
+    oracle = make_oracle(kind=kind, basis=basis, num_slots=2)
     nn.init.normal_(oracle.injector.maps[0])
     oracle.save(tmp_path / "oracle")
     loaded = Oracle.from_pretrained(tmp_path / "oracle")
