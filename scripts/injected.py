@@ -45,7 +45,7 @@ def main(run_dir: Path) -> None:
     run = json.loads((run_dir / "run.json").read_text())
     oracle = Oracle.from_pretrained(run_dir / "oracle")
     identity = oracle.identity
-    records = open_dataset(Path(run["dataset"]), identity.identity.weights_hash, identity.tokenizer_hash).split("test")
+    records = open_dataset(Path(run["dataset"]), identity.weights_hash, identity.tokenizer_hash).split("test")
     rows = records.take(range(len(records)))
     found = cosines(oracle, np.stack([row.diff for row in rows]), np.array([row.site for row in rows]))
     gains = np.quantile(final_gains(oracle.lm.get_base_model()).abs().numpy(), [0.1, 0.9])
