@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diff_oracle.oracle.injection import decoder_blocks
+from diff_oracle.oracle.injection import decoder_blocks, final_gains
 from diff_oracle.oracle.model import Oracle
 from diff_oracle.oracle.prompt import Prompt
 from diff_oracle.subject.loading import SubjectConfig, load_hf_model
@@ -81,6 +81,17 @@ def test_a_map_in_the_unembeddings_basis_equals_one_made_by_hand(
             mapped = (seen / size) @ matrix[:, :-1].T + matrix[:, -1]
             expected = mapped @ gains.diag().inverse() * size / vectors[:, 0].norm(dim=-1, keepdim=True)
             torch.testing.assert_close(injector.directions(vectors)[:, slot], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_without_gains_to_divide_by_is_refused() -> None:
+    model = load_hf_model(SubjectConfig(source="random", architecture="llama")).model
+    with torch.no_grad():
+        model.base_model.norm.weight[3] = 0
+    with pytest.raises(ValueError, match=r"gains of zero: take injection\.basis=residual"):
+        final_gains(model)
+    model.base_model.norm = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"no final norm to be found: take injection\.basis=residual"):
+        final_gains(model)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
