@@ -46,6 +46,8 @@ class EvaluateConfig:
     """Rows to ask; as in training if not given."""
     controls: list[str] | None = None
     """What an oracle is asked with beside the right diffs; as in training if not given."""
+    tasks: list[str] | None = None
+    """Which of the tasks that an oracle was trained on are asked; all if not given."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     run_dir: str | None = None
@@ -69,6 +71,8 @@ def _evaluate_oracle(config: EvaluateConfig, source: Path, device: str) -> None:
     if not (source / "run.json").is_file():
         raise ValueError(f"oracle={source} is no run directory of diff_oracle.train: it has no run.json")
     dataset_dir, tasks, settings, holdout, seed = _read_settings(source / "run.json")
+    if config.tasks is not None:
+        tasks = _choose(config.tasks, tasks)
     oracle = Oracle.from_pretrained(source / "oracle", device)
     dataset = _open(config, dataset_dir, oracle)
     if config.num_rows is not None:
@@ -82,9 +86,20 @@ def _evaluate_oracle(config: EvaluateConfig, source: Path, device: str) -> None:
     print_table(rows)
 
 
+def _choose(names: list[str], tasks: list[Task]) -> list[Task]:
+    """The tasks of these names."""
+    known = {task.name: task for task in tasks}
+    wrong = [name for name in names if name not in known]
+    if wrong or not names:
+        raise ValueError(f"tasks={names}: choose from {', '.join(known)}, which the run has")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
 def _evaluate_pair(config: EvaluateConfig, source: Path, device: str) -> None:
     if config.controls is not None:
         raise ValueError("controls are asked of an oracle; a pair has its ladder")
+    if config.tasks is not None:
+        raise ValueError("tasks are asked of an oracle; a pair has its ladder")
     if config.split != "test":
         raise ValueError("a pair is measured on split=test: what it reads with is chosen on select")
     pair = load_pair_run(source, device)

@@ -185,3 +185,6 @@ def test_all_tasks_train_and_are_evaluated() -> None:
     asked_controls = {r.control for r in results if " - " not in r.control}
     assert asked_controls >= set(CONTROLS) - {"wrong_site", "same_document"}  # made-up rows share no context
     assert {r.task for r in results if r.control == "recency"} == {"attention"}
+    one = tasks[-1]
+    alone = Evaluator(oracle, dataset, [one], asked, 0).evaluate("test")
+    assert alone == [r for r in results if r.task == one.name]  # whatever else is asked
