@@ -47,7 +47,7 @@ class EvaluateConfig:
     controls: list[str] | None = None
     """What an oracle is asked with beside the right diffs; as in training if not given."""
     tasks: list[str] | None = None
-    """Which of the tasks that an oracle was trained on are asked; all if not given."""
+    """Which of the run's tasks an oracle is asked about; all if not given."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     run_dir: str | None = None
@@ -91,7 +91,7 @@ def _choose(names: list[str], tasks: list[Task]) -> list[Task]:
     known = {task.name: task for task in tasks}
     wrong = [name for name in names if name not in known]
     if wrong or not names:
-        raise ValueError(f"tasks={names}: choose from {', '.join(known)}, which the run has")
+        raise ValueError(f"the run has no task {', '.join(wrong) or '(none named)'}: choose from {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 

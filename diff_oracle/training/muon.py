@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class Muon(torch.optim.Muon):
@@ -54,7 +55,8 @@ def orthogonal(
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide.bfloat16() if matrix.is_cuda else wide.float()
     x = x / x.norm().clamp(min=eps)
-    if x.dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0] and steps <= 5:
+    # A DTensor, FSDP's matrix in pieces, has no diagonal to add to.
+    if x.dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0] and steps <= 5 and not isinstance(x, DTensor):
         x = _product_of_steps(x @ x.T, coefficients, steps) @ x
     else:
         for _ in range(steps):

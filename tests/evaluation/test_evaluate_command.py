@@ -31,8 +31,8 @@ def test_of_the_runs_tasks_those_named_are_asked(tmp_path: Path) -> None:
     assert _choose(["attention"], tasks) == [tasks[1]]
     assert _choose(["attention", "logit_lens", "attention"], tasks) == [tasks[1], tasks[0]]
     (tmp_path / "run.json").write_text(json.dumps({"dataset": "somewhere", "config": CONFIG}))
-    for names in (["attention"], []):
-        with pytest.raises(ValueError, match="choose from logit_lens, which the run has"):
+    for names, said in ((["logit_lens", "attention"], "no task attention:"), ([], r"no task \(none named\):")):
+        with pytest.raises(ValueError, match=f"the run has {said} choose from logit_lens$"):
             run(EvaluateConfig(oracle=str(tmp_path), tasks=names, run_dir=str(tmp_path / "out")))
 
 
