@@ -9,7 +9,7 @@ side, a question about the lowered tokens is answered by looking at another slot
 
 Maps are learned in the basis `injection.basis`. In `unembedding` each dimension is multiplied by the final norm's gain
 γ before the map and divided by it behind: u = γx/‖γx‖ and v_j = A_j(u)/γ · ‖γx‖/‖x‖, which starts as x/‖x‖ again.
-Where gains differ by an order of magnitude, as in Gemma, the stream is small where they are large: a map that is learned
+Where gains differ by an order of magnitude, as in Gemma, the stream is small where they are large: a map learned
 in the stream's own basis drowns these dimensions in the others, and with them the tokens that a diff raises and lowers.
 
 A vector of zeros has no direction and injects nothing.
